@@ -7,9 +7,15 @@
 
 mod ack_gcra;
 mod ack_window;
+mod declared;
+mod gate;
+mod quota;
 
 pub use ack_gcra::AckGcra;
 pub use ack_window::AckWindow;
+pub use declared::{Kind, Limit, LimitError, Margin};
+pub use gate::GateState;
+pub use quota::{Quota, Usage, Verdict};
 
 use crate::time::Instant;
 
@@ -32,8 +38,8 @@ pub enum Eligible {
 pub trait Policy {
     /// When a message of `cost` units may be sent, asked at `now`; changes nothing.
     fn next_eligible(&self, now: Instant, cost: u32) -> Eligible;
-    /// Charges `cost` units for a message that is sent now. The caller has asked `next_eligible` first.
-    fn send(&mut self, cost: u32);
+    /// Charges `cost` units for a message that is sent at `now`. The caller has asked `next_eligible` first.
+    fn send(&mut self, now: Instant, cost: u32);
     /// Starts the clock of `cost` units that were sent: the server has counted them by `at`.
     /// `at` may lie in the future (an attempt that ended without headers).
     fn ack(&mut self, at: Instant, cost: u32);

@@ -1,0 +1,174 @@
+//! Limits as a server declares them, and the margin that keeps a client inside them.
+
+use std::error::Error;
+use std::fmt;
+
+use crate::time::Span;
+
+/// Longest span that a limit may need to count: 100 years.
+const LONGEST: Span = Span::from_secs(100 * 31_557_600);
+
+/// How a server counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// At most `amount` in any window of `period`, whatever its phase: a log, a fixed or an anchored window.
+    Window,
+    /// `amount` per `period` refill steadily, and at most `burst` are kept: a token bucket, GCRA, a leaky meter.
+    Bucket,
+}
+
+/// One limit as its server declares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Limit {
+    kind: Kind,
+    /// Units per period, at least 1.
+    amount: u32,
+    /// Longer than zero, at most [`LONGEST`].
+    period: Span,
+    /// At least 1; equals `amount` for a window.
+    burst: u32,
+}
+
+impl Limit {
+    /// At most `amount` units in any window of `period`.
+    ///
+    /// # Errors
+    /// When `amount` or `period` is zero, or `period` is longer than 100 years.
+    pub fn window(amount: u32, period: Span) -> Result<Limit, LimitError> {
+        Limit::new(Kind::Window, amount, period, amount)
+    }
+
+    /// `amount` units per `period` on average, and at most `burst` of them back to back from idle.
+    ///
+    /// # Errors
+    /// When an argument is zero, or `period` or the time in which `burst` refills is longer than 100 years.
+    pub fn bucket(amount: u32, period: Span, burst: u32) -> Result<Limit, LimitError> {
+        Limit::new(Kind::Bucket, amount, period, burst)
+    }
+
+    fn new(kind: Kind, amount: u32, period: Span, burst: u32) -> Result<Limit, LimitError> {
+        if amount == 0 {
+            return Err(LimitError::ZeroAmount);
+        }
+        if period == Span::ZERO {
+            return Err(LimitError::ZeroPeriod);
+        }
+        if burst == 0 {
+            return Err(LimitError::ZeroBurst);
+        }
+        let refill = u128::from(period.as_nanos()) * u128::from(burst) / u128::from(amount);
+        if period > LONGEST || refill > u128::from(LONGEST.as_nanos()) {
+            return Err(LimitError::TooLong);
+        }
+        Ok(Limit {
+            kind,
+            amount,
+            period,
+            burst,
+        })
+    }
+
+    /// How the server counts.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Units per [`period`](Limit::period), at least 1.
+    pub fn amount(&self) -> u32 {
+        self.amount
+    }
+
+    /// The window, or the time in which `amount` units refill.
+    pub fn period(&self) -> Span {
+        self.period
+    }
+
+    /// Most units admitted back to back from idle, at least 1; the amount for a window.
+    pub fn burst(&self) -> u32 {
+        self.burst
+    }
+
+    /// The largest cost that can ever be admitted: the amount of a window, the burst of a bucket.
+    pub fn capacity(&self) -> u32 {
+        self.burst
+    }
+}
+
+/// Why a limit cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LimitError {
+    /// The amount is zero: nothing would ever be admitted.
+    ZeroAmount,
+    /// The period is zero: the rate would be infinite.
+    ZeroPeriod,
+    /// The burst is zero: nothing would ever be admitted.
+    ZeroBurst,
+    /// The period, or the time in which the burst refills, is longer than 100 years.
+    TooLong,
+}
+
+impl fmt::Display for LimitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LimitError::ZeroAmount => "the amount of a limit is zero",
+            LimitError::ZeroPeriod => "the period of a limit is zero",
+            LimitError::ZeroBurst => "the burst of a limit is zero",
+            LimitError::TooLong => "a limit takes longer than 100 years to refill",
+        })
+    }
+}
+
+impl Error for LimitError {}
+
+/// What is kept back because two clocks differ: they drift apart by some ppm, and a server may truncate its own.
+///
+/// The default is 1 ms and 200 ppm: crystal clocks drift by tens of ppm, servers truncate to milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Margin {
+    floor: Span,
+    ppm: u32,
+}
+
+impl Margin {
+    /// Nothing kept back: the server's clock is ours.
+    pub const NONE: Margin = Margin::new(Span::ZERO, 0);
+
+    /// Every acknowledgement counts at least `floor` later, and every period is `ppm` millionths longer.
+    pub const fn new(floor: Span, ppm: u32) -> Margin {
+        Margin { floor, ppm }
+    }
+
+    /// The least that is added to an instant.
+    pub const fn floor(self) -> Span {
+        self.floor
+    }
+
+    /// By how many millionths a period is stretched.
+    pub const fn ppm(self) -> u32 {
+        self.ppm
+    }
+
+    /// `period` until a window's unit is free again: longer by the floor or the drift, whichever is more.
+    pub(super) fn hold(self, period: Span) -> Span {
+        let drift = u128::from(period.as_nanos()) * u128::from(self.ppm);
+        period + self.floor.max(nanos(drift.div_ceil(1_000_000)))
+    }
+
+    /// The emission interval of `amount` units per `period`, stretched by the drift and rounded up.
+    pub(super) fn interval(self, amount: u32, period: Span) -> Span {
+        let stretched = u128::from(period.as_nanos()) * (1_000_000 + u128::from(self.ppm));
+        nanos(stretched.div_ceil(1_000_000 * u128::from(amount.max(1))))
+    }
+}
+
+impl Default for Margin {
+    fn default() -> Margin {
+        Margin::new(Span::from_millis(1), 200)
+    }
+}
+
+fn nanos(count: u128) -> Span {
+    Span::from_nanos(u64::try_from(count).unwrap_or(u64::MAX))
+}

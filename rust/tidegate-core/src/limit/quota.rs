@@ -1,0 +1,274 @@
+//! What a backend allows: several limits at once, and the gate that a rejection closes.
+
+use super::gate::Gate;
+use super::{AckGcra, AckWindow, Eligible, GateState, Kind, Limit, Margin, Policy};
+use crate::time::{Instant, Span};
+
+/// How long a rejection closes a quota that has no limits, when the server does not say.
+const UNTOLD: Span = Span::from_secs(1);
+
+/// The state of one limit. An enum and not a trait object: the hot path asks every limit of a quota.
+#[derive(Clone, Debug)]
+enum State {
+    Window(AckWindow),
+    Bucket(AckGcra),
+}
+
+impl State {
+    fn new(limit: &Limit, margin: Margin) -> State {
+        let (amount, period) = (limit.amount(), limit.period());
+        match limit.kind() {
+            Kind::Window => State::Window(AckWindow::new(amount, period, margin)),
+            Kind::Bucket => State::Bucket(AckGcra::new(amount, period, limit.burst(), margin)),
+        }
+    }
+}
+
+impl Policy for State {
+    #[inline]
+    fn next_eligible(&self, now: Instant, cost: u32) -> Eligible {
+        match self {
+            State::Window(window) => window.next_eligible(now, cost),
+            State::Bucket(bucket) => bucket.next_eligible(now, cost),
+        }
+    }
+
+    #[inline]
+    fn send(&mut self, now: Instant, cost: u32) {
+        match self {
+            State::Window(window) => window.send(now, cost),
+            State::Bucket(bucket) => bucket.send(now, cost),
+        }
+    }
+
+    #[inline]
+    fn ack(&mut self, at: Instant, cost: u32) {
+        match self {
+            State::Window(window) => window.ack(at, cost),
+            State::Bucket(bucket) => bucket.ack(at, cost),
+        }
+    }
+
+    #[inline]
+    fn refund(&mut self, cost: u32) {
+        match self {
+            State::Window(window) => window.refund(cost),
+            State::Bucket(bucket) => bucket.refund(cost),
+        }
+    }
+
+    fn used(&self, now: Instant) -> u32 {
+        match self {
+            State::Window(window) => window.used(now),
+            State::Bucket(bucket) => bucket.used(now),
+        }
+    }
+
+    fn capacity(&self) -> u32 {
+        match self {
+            State::Window(window) => window.capacity(),
+            State::Bucket(bucket) => bucket.capacity(),
+        }
+    }
+}
+
+/// When a quota admits a message, and what decides that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The latest that any limit and the gate say: `Never`, else `Closed`, else `OnAck`, else the last `At`, else `Now`.
+    pub eligible: Eligible,
+    /// Index of the limit that decides; none when it is the gate, or when the message may go now.
+    pub blocker: Option<u16>,
+    /// A cost of 1 would be admitted now: only the size of this cost does not fit.
+    pub cost_only: bool,
+}
+
+/// How one limit of a quota stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage<'a> {
+    /// The limit as declared.
+    pub limit: &'a Limit,
+    /// Units that count against it, those in flight included.
+    pub used: u32,
+    /// Units that may be sent now, if the other limits and the gate allow it.
+    pub available: u32,
+    /// When this limit alone admits a cost of 1.
+    pub next_eligible: Eligible,
+}
+
+/// The AND of several limits, all or nothing, and the gate that a rejection closes.
+///
+/// A message is charged to every limit by [`send`](Quota::send). Then exactly one of these follows:
+///
+/// | what happened | calls |
+/// |---|---|
+/// | nothing left this machine | [`refund`](Quota::refund) |
+/// | headers arrived | [`ack`](Quota::ack), then [`accepted`](Quota::accepted) or [`rejected`](Quota::rejected) |
+/// | the attempt ended without headers | [`ack`](Quota::ack) with the latest instant at which they could have come, and [`unanswered`](Quota::unanswered) |
+///
+/// `sent` is always the `now` that the message's `send` was given.
+#[derive(Clone, Debug)]
+pub struct Quota {
+    limits: Box<[(Limit, State)]>,
+    gate: Gate,
+    /// How long a rejection closes the gate when the server does not say: the shortest period.
+    untold: Span,
+}
+
+impl Quota {
+    /// A quota of which nothing is used yet; without limits only rejections hold it back.
+    ///
+    /// # Panics
+    /// When there are more than 65 535 limits.
+    pub fn new(limits: &[Limit], margin: Margin) -> Quota {
+        assert!(
+            limits.len() <= usize::from(u16::MAX),
+            "more than 65535 limits"
+        );
+        let state = |limit: &Limit| (*limit, State::new(limit, margin));
+        Quota {
+            limits: limits.iter().map(state).collect(),
+            gate: Gate::OPEN,
+            untold: limits.iter().map(Limit::period).min().unwrap_or(UNTOLD),
+        }
+    }
+
+    /// When a message of `cost` units may be sent, asked at `now`; changes nothing.
+    ///
+    /// `At(t)` is exact: refused just before `t` and admitted at `t`, if nothing else happens.
+    #[inline]
+    pub fn next_eligible(&self, now: Instant, cost: u32) -> Verdict {
+        let (eligible, blocker) = self.decide(now, cost);
+        Verdict {
+            eligible,
+            blocker,
+            cost_only: eligible != Eligible::Now
+                && cost > 1
+                && self.decide(now, 1).0 == Eligible::Now,
+        }
+    }
+
+    /// One round is enough: every policy, once it admits, goes on admitting until something happens.
+    #[inline]
+    fn decide(&self, now: Instant, cost: u32) -> (Eligible, Option<u16>) {
+        let mut eligible = self.gate.next_eligible(now);
+        let mut blocker = None;
+        for (index, (_, state)) in self.limits.iter().enumerate() {
+            let theirs = state.next_eligible(now, cost);
+            if rank(theirs) > rank(eligible) {
+                eligible = theirs;
+                blocker = Some(index as u16);
+            }
+        }
+        (eligible, blocker)
+    }
+
+    /// Charges `cost` units to every limit, for a message that is sent at `now`.
+    ///
+    /// The caller has asked [`next_eligible`](Quota::next_eligible), or sends ahead of the queue all the same.
+    #[inline]
+    pub fn send(&mut self, now: Instant, cost: u32) {
+        self.gate.send(now);
+        for (_, state) in &mut self.limits {
+            state.send(now, cost);
+        }
+    }
+
+    /// Starts the clocks of `cost` units that were sent: the server has counted them by `at`, which may lie ahead.
+    #[inline]
+    pub fn ack(&mut self, at: Instant, cost: u32) {
+        for (_, state) in &mut self.limits {
+            state.ack(at, cost);
+        }
+    }
+
+    /// Takes back a message that was charged at `sent` and of which nothing left this machine.
+    pub fn refund(&mut self, sent: Instant, cost: u32) {
+        self.gate.unanswered(sent);
+        for (_, state) in &mut self.limits {
+            state.refund(cost);
+        }
+    }
+
+    /// The server accepted the message sent at `sent`. Returns whether that opened the gate.
+    ///
+    /// Only a message sent after a closure ended opens it.
+    #[inline]
+    pub fn accepted(&mut self, sent: Instant) -> bool {
+        self.gate.accepted(sent)
+    }
+
+    /// The server rejected the message sent at `sent`: closes the gate, as told at `now`, for `retry_after`, else for the
+    /// shortest period of the limits (1 s without limits). Returns the end of the closure if that moved.
+    ///
+    /// Never shortens a closure. A rejection of a message that was sent before an accepted probe is old news, and ignored.
+    pub fn rejected(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        retry_after: Option<Span>,
+    ) -> Option<Instant> {
+        self.gate
+            .rejected(now, sent, retry_after.unwrap_or(self.untold))
+    }
+
+    /// The attempt sent at `sent` ended without headers: if it was the probe, the next message may be.
+    pub fn unanswered(&mut self, sent: Instant) {
+        self.gate.unanswered(sent);
+    }
+
+    /// Where the gate stands at `now`.
+    pub fn gate(&self, now: Instant) -> GateState {
+        self.gate.state(now)
+    }
+
+    /// How many units may be sent now, to choose between quotas: 0 while the gate is closed or its probe is out, at most 1
+    /// while it waits for a probe (which itself may cost more).
+    ///
+    /// # Complexity
+    /// Linear in the limits, and in the units that became free since the last send.
+    pub fn headroom(&self, now: Instant) -> u32 {
+        let cap = match (self.gate.next_eligible(now), self.gate.state(now)) {
+            (Eligible::Now, GateState::Open) => u32::MAX,
+            (Eligible::Now, _) => 1,
+            _ => 0,
+        };
+        let free = |(_, state): &(Limit, State)| state.capacity().saturating_sub(state.used(now));
+        self.limits.iter().map(free).fold(cap, u32::min)
+    }
+
+    /// The largest cost that can ever be admitted; `u32::MAX` without limits.
+    pub fn capacity(&self) -> u32 {
+        self.limits().map(Limit::capacity).min().unwrap_or(u32::MAX)
+    }
+
+    /// The limits as declared, in that order.
+    pub fn limits(&self) -> impl Iterator<Item = &Limit> {
+        self.limits.iter().map(|(limit, _)| limit)
+    }
+
+    /// How each limit stands at `now`, in the order of [`limits`](Quota::limits).
+    pub fn usage(&self, now: Instant) -> impl Iterator<Item = Usage<'_>> {
+        self.limits.iter().map(move |(limit, state)| {
+            let used = state.used(now);
+            Usage {
+                limit,
+                used,
+                available: state.capacity().saturating_sub(used),
+                next_eligible: state.next_eligible(now, 1),
+            }
+        })
+    }
+}
+
+/// Orders what limits say by how much it holds a message back.
+#[inline]
+fn rank(eligible: Eligible) -> (u8, Instant) {
+    match eligible {
+        Eligible::Now => (0, Instant::ORIGIN),
+        Eligible::At(at) => (1, at),
+        Eligible::OnAck => (2, Instant::ORIGIN),
+        Eligible::Closed(until) => (3, until),
+        Eligible::Never => (4, Instant::ORIGIN),
+    }
+}
