@@ -2,10 +2,18 @@
 //!
 //! Nothing here reads a clock, sleeps, logs, does I/O or knows Python. Every operation that depends on time is given an
 //! [`Instant`](time::Instant), and randomness comes from a seed, so that the same calls give the same decisions.
+//!
+//! A *request* waits in a *class* until a *backend* whose *quota* has room takes it as a *lease*; see [`engine`] for its life, and
+//! the other modules for one noun each.
 
 #![forbid(unsafe_code)]
 
+pub mod engine;
+pub mod ledger;
 pub mod limit;
+pub mod queue;
+pub mod retry;
 pub mod retry_after;
+pub mod route;
 pub mod time;
 pub mod wheel;

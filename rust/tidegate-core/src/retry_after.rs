@@ -151,9 +151,7 @@ impl<'a> Text<'a> {
     fn month(&mut self) -> Option<i64> {
         const NAMES: &[u8; 36] = b"janfebmaraprmayjunjulaugsepoctnovdec";
         let word = self.word()?;
-        let index = NAMES
-            .chunks(3)
-            .position(|name| word.eq_ignore_ascii_case(name))?;
+        let index = NAMES.chunks(3).position(|name| word.eq_ignore_ascii_case(name))?;
         Some(index as i64 + 1)
     }
 
@@ -187,8 +185,7 @@ impl<'a> Text<'a> {
 
     /// One or more blanks.
     fn blank(&mut self) -> Option<bool> {
-        self.take_while(|byte| matches!(byte, b' ' | b'\t'))
-            .map(|_| true)
+        self.take_while(|byte| matches!(byte, b' ' | b'\t')).map(|_| true)
     }
 
     fn blanks(&mut self) {
@@ -202,10 +199,7 @@ impl<'a> Text<'a> {
 
 /// Saturates.
 fn decimal(digits: &[u8]) -> u64 {
-    let push = |sum: u64, digit: &u8| {
-        sum.saturating_mul(10)
-            .saturating_add(u64::from(digit - b'0'))
-    };
+    let push = |sum: u64, digit: &u8| sum.saturating_mul(10).saturating_add(u64::from(digit - b'0'));
     digits.iter().fold(0, push)
 }
 
@@ -266,8 +260,8 @@ mod tests {
     fn refuses_what_is_not_a_wait() {
         let long = "9".repeat(129);
         for value in [
-            "", " ", "-1", "+1", "NaN", "inf", "1e309", "1e3", ".5", "1.", "1.5.2", "0x10", "3s",
-            "\u{663}", "3\u{a0}", "soon", "3,", ",3", "3 4", &long,
+            "", " ", "-1", "+1", "NaN", "inf", "1e309", "1e3", ".5", "1.", "1.5.2", "0x10", "3s", "\u{663}", "3\u{a0}", "soon",
+            "3,", ",3", "3 4", &long,
         ] {
             assert_eq!(secs(value), None, "{value:?}");
         }
@@ -293,25 +287,14 @@ mod tests {
     fn a_date_counts_from_the_date_of_the_response() {
         let value = "Sun, 06 Nov 1994 08:50:37 GMT";
         let from = |date| parse(value, Some(date), 0);
-        assert_eq!(
-            from("Sun, 06 Nov 1994 08:50:30 GMT"),
-            Some(Span::from_secs(7))
-        );
-        assert_eq!(
-            from("Sunday, 06-Nov-94 08:50:30 GMT"),
-            Some(Span::from_secs(7))
-        );
-        assert_eq!(
-            parse(value, Some("yesterday"), THEN),
-            Some(Span::from_secs(60))
-        );
+        assert_eq!(from("Sun, 06 Nov 1994 08:50:30 GMT"), Some(Span::from_secs(7)));
+        assert_eq!(from("Sunday, 06-Nov-94 08:50:30 GMT"), Some(Span::from_secs(7)));
+        assert_eq!(parse(value, Some("yesterday"), THEN), Some(Span::from_secs(60)));
     }
 
     #[test]
     fn a_year_of_two_digits_is_the_nearest_one() {
-        let year = |digits, reference: i64| {
-            nearest_century(digits, (reference - 1970) * 31_556_952 + 1000)
-        };
+        let year = |digits, reference: i64| nearest_century(digits, (reference - 1970) * 31_556_952 + 1000);
         assert_eq!(year(0, 1999), 2000);
         assert_eq!(year(94, 1994), 1994);
         assert_eq!(year(95, 2026), 1995);

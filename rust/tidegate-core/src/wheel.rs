@@ -84,10 +84,7 @@ impl<K: Copy> Default for Wheel<K> {
 impl<K: Copy> Wheel<K> {
     /// A wheel without timers.
     pub fn new() -> Wheel<K> {
-        let empty = Slot {
-            head: NIL,
-            least: 0,
-        };
+        let empty = Slot { head: NIL, least: 0 };
         Wheel {
             elapsed: 0,
             levels: 0,
@@ -108,13 +105,7 @@ impl<K: Copy> Wheel<K> {
     /// When 2^32 - 2 timers are armed.
     pub fn arm(&mut self, at: Instant, key: K) -> TimerId {
         let due = at.as_nanos().div_ceil(1 << TICK_BITS).min(LAST_TICK);
-        let node = Node {
-            due: due.max(self.elapsed),
-            key,
-            next: NIL,
-            prev: NIL,
-            slot: FREE,
-        };
+        let node = Node { due: due.max(self.elapsed), key, next: NIL, prev: NIL, slot: FREE };
         let index = if self.free == NIL {
             let index = u32::try_from(self.nodes.len()).unwrap_or(NIL);
             assert!(index < NIL - 1, "more than 2^32 - 2 timers");
@@ -137,10 +128,7 @@ impl<K: Copy> Wheel<K> {
     /// Constant.
     pub fn disarm(&mut self, timer: TimerId) {
         let index = timer.index();
-        let armed = self
-            .nodes
-            .get(index as usize)
-            .is_some_and(|node| node.slot != FREE);
+        let armed = self.nodes.get(index as usize).is_some_and(|node| node.slot != FREE);
         debug_assert!(armed, "disarmed a timer that is not armed");
         if armed {
             self.release(index);
@@ -246,10 +234,7 @@ impl<K: Copy> Wheel<K> {
 
         let Slot { head, least } = self.slots[slot];
         let (first, last) = if head == NIL {
-            self.slots[slot] = Slot {
-                head: index,
-                least: due,
-            };
+            self.slots[slot] = Slot { head: index, least: due };
             self.occupied[level] |= 1 << digit;
             self.levels |= 1 << level;
             (index, index)
@@ -267,9 +252,7 @@ impl<K: Copy> Wheel<K> {
 
     /// Unlinks an armed node and puts it on the free list.
     fn release(&mut self, index: u32) {
-        let &Node {
-            next, prev, slot, ..
-        } = &self.nodes[index as usize];
+        let &Node { next, prev, slot, .. } = &self.nodes[index as usize];
         let slot = usize::from(slot);
         if next == index {
             self.vacate(slot);

@@ -54,11 +54,7 @@ impl Policy for AckGcra {
             return Eligible::OnAck;
         };
         let earliest = self.tat - self.interval.times(u64::from(slack));
-        if earliest <= now.max(self.latest) {
-            Eligible::Now
-        } else {
-            Eligible::At(earliest)
-        }
+        if earliest <= now.max(self.latest) { Eligible::Now } else { Eligible::At(earliest) }
     }
 
     #[inline]
@@ -84,8 +80,7 @@ impl Policy for AckGcra {
     fn used(&self, now: Instant) -> u32 {
         let ahead = self.tat.since(now.max(self.latest));
         let units = ahead.as_nanos().div_ceil(self.interval.as_nanos());
-        self.pending
-            .saturating_add(u32::try_from(units).unwrap_or(u32::MAX))
+        self.pending.saturating_add(u32::try_from(units).unwrap_or(u32::MAX))
     }
 
     fn capacity(&self) -> u32 {

@@ -39,11 +39,7 @@ pub struct AckWindow {
 impl AckWindow {
     /// A window in which nothing is used yet. `amount` and `period` are those of the server.
     pub fn new(amount: u32, period: Span, margin: Margin) -> AckWindow {
-        let step = if amount <= EXACT {
-            1
-        } else {
-            period.as_nanos().div_ceil(STEPS).max(1)
-        };
+        let step = if amount <= EXACT { 1 } else { period.as_nanos().div_ceil(STEPS).max(1) };
         AckWindow {
             amount,
             hold: margin.hold(period),
@@ -83,11 +79,7 @@ impl Policy for AckWindow {
         for &(release, units) in &self.releases {
             held -= units;
             if held <= room - self.in_flight {
-                return if release <= now.max(self.latest) {
-                    Eligible::Now
-                } else {
-                    Eligible::At(release)
-                };
+                return if release <= now.max(self.latest) { Eligible::Now } else { Eligible::At(release) };
             }
         }
         Eligible::OnAck
@@ -145,10 +137,7 @@ impl Policy for AckWindow {
     /// Linear in the releases that passed since the last send.
     fn used(&self, now: Instant) -> u32 {
         let now = now.max(self.latest);
-        let passed = self
-            .releases
-            .iter()
-            .take_while(|(release, _)| *release <= now);
+        let passed = self.releases.iter().take_while(|(release, _)| *release <= now);
         let freed: u32 = passed.map(|(_, units)| units).sum();
         self.in_flight.saturating_add(self.held - freed)
     }

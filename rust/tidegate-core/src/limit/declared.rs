@@ -61,12 +61,7 @@ impl Limit {
         if period > LONGEST || refill > u128::from(LONGEST.as_nanos()) {
             return Err(LimitError::TooLong);
         }
-        Ok(Limit {
-            kind,
-            amount,
-            period,
-            burst,
-        })
+        Ok(Limit { kind, amount, period, burst })
     }
 
     /// How the server counts.

@@ -37,9 +37,7 @@ pub(super) enum Gate {
 }
 
 impl Gate {
-    pub(super) const OPEN: Gate = Gate::Open {
-        since: Instant::ORIGIN,
-    };
+    pub(super) const OPEN: Gate = Gate::Open { since: Instant::ORIGIN };
 
     pub(super) fn state(&self, now: Instant) -> GateState {
         match *self {
@@ -73,12 +71,7 @@ impl Gate {
     /// The server rejected the message sent at `sent`. Returns the end of the closure if it moved.
     ///
     /// A rejection of a message that was sent before an accepted probe is old news, and ignored.
-    pub(super) fn rejected(
-        &mut self,
-        now: Instant,
-        sent: Instant,
-        closed: Span,
-    ) -> Option<Instant> {
+    pub(super) fn rejected(&mut self, now: Instant, sent: Instant, closed: Span) -> Option<Instant> {
         let end = now + closed.max(Span::from_nanos(1));
         let until = match *self {
             Gate::Open { since } if sent < since => return None,

@@ -121,10 +121,7 @@ impl Quota {
     /// # Panics
     /// When there are more than 65 535 limits.
     pub fn new(limits: &[Limit], margin: Margin) -> Quota {
-        assert!(
-            limits.len() <= usize::from(u16::MAX),
-            "more than 65535 limits"
-        );
+        assert!(limits.len() <= usize::from(u16::MAX), "more than 65535 limits");
         let state = |limit: &Limit| (*limit, State::new(limit, margin));
         Quota {
             limits: limits.iter().map(state).collect(),
@@ -139,13 +136,7 @@ impl Quota {
     #[inline]
     pub fn next_eligible(&self, now: Instant, cost: u32) -> Verdict {
         let (eligible, blocker) = self.decide(now, cost);
-        Verdict {
-            eligible,
-            blocker,
-            cost_only: eligible != Eligible::Now
-                && cost > 1
-                && self.decide(now, 1).0 == Eligible::Now,
-        }
+        Verdict { eligible, blocker, cost_only: eligible != Eligible::Now && cost > 1 && self.decide(now, 1).0 == Eligible::Now }
     }
 
     /// One round is enough: every policy, once it admits, goes on admitting until something happens.
@@ -202,14 +193,8 @@ impl Quota {
     /// shortest period of the limits (1 s without limits). Returns the end of the closure if that moved.
     ///
     /// Never shortens a closure. A rejection of a message that was sent before an accepted probe is old news, and ignored.
-    pub fn rejected(
-        &mut self,
-        now: Instant,
-        sent: Instant,
-        retry_after: Option<Span>,
-    ) -> Option<Instant> {
-        self.gate
-            .rejected(now, sent, retry_after.unwrap_or(self.untold))
+    pub fn rejected(&mut self, now: Instant, sent: Instant, retry_after: Option<Span>) -> Option<Instant> {
+        self.gate.rejected(now, sent, retry_after.unwrap_or(self.untold))
     }
 
     /// The attempt sent at `sent` ended without headers: if it was the probe, the next message may be.
@@ -251,12 +236,7 @@ impl Quota {
     pub fn usage(&self, now: Instant) -> impl Iterator<Item = Usage<'_>> {
         self.limits.iter().map(move |(limit, state)| {
             let used = state.used(now);
-            Usage {
-                limit,
-                used,
-                available: state.capacity().saturating_sub(used),
-                next_eligible: state.next_eligible(now, 1),
-            }
+            Usage { limit, used, available: state.capacity().saturating_sub(used), next_eligible: state.next_eligible(now, 1) }
         })
     }
 }

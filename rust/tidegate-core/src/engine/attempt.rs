@@ -1,0 +1,374 @@
+//! From a lease to what becomes of its request: acknowledgement, extra messages, outcome, time-out.
+
+use super::backend::{Blocked, Cause};
+use super::event::{Action, Ending, Event};
+use super::lease::LeaseId;
+use super::request::{State, Waits};
+use super::{BackendId, Engine, Timer};
+use crate::limit::Eligible;
+use crate::time::{Instant, Span};
+
+/// What one attempt came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has a value.
+    Ok,
+    /// The server rejected it for its limits: it waits and costs no attempt.
+    Limited,
+    /// The backend failed: it is retried.
+    Failed,
+    /// The request itself is at fault, or was given up: it is not retried.
+    Neutral,
+}
+
+impl Outcome {
+    /// What a reply with this status means, when it is not a value.
+    ///
+    /// 429, and 503 with `Retry-After`, are rejections; other server errors and 408 are failures; the rest is the caller's.
+    pub const fn of_status(status: u16, has_retry_after: bool) -> Outcome {
+        match status {
+            429 => Outcome::Limited,
+            503 if has_retry_after => Outcome::Limited,
+            408 | 500..=599 => Outcome::Failed,
+            _ => Outcome::Neutral,
+        }
+    }
+}
+
+/// What the response headers say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// The status, when there is one.
+    pub status: Option<u16>,
+    /// How long the server asks us to wait.
+    pub retry_after: Option<Span>,
+}
+
+impl Answer {
+    fn is_rejection(self) -> bool {
+        self.status.is_some_and(|status| Outcome::of_status(status, self.retry_after.is_some()) == Outcome::Limited)
+    }
+}
+
+/// What becomes of a request when its attempt is over. All but the first two end it.
+#[derive(Clone, Copy, Debug)]
+pub enum Finished {
+    /// The attempt had been given up before: its request moved on then. Also when there is no such lease.
+    Stray,
+    /// It waits for another attempt. `failed`: this one is to be noted among its attempts.
+    Again {
+        /// Whether the attempt counts.
+        failed: bool,
+    },
+    /// It has a value. Unless it is held, it counts as delivered.
+    Done {
+        /// What its time went to, this attempt included.
+        waits: Waits,
+        /// From acceptance until now.
+        age: Span,
+        /// Attempts it took.
+        attempts: u32,
+    },
+    /// It ends without a value.
+    Dead {
+        /// What its time went to, this attempt included.
+        waits: Waits,
+        /// From acceptance until now.
+        age: Span,
+        /// Attempts it took.
+        attempts: u32,
+    },
+}
+
+/// Whether an attempt may send one more message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recharge {
+    /// Now; it is charged.
+    Granted,
+    /// [`Action::Recharged`] will say when.
+    Waits,
+    /// It costs more than a limit ever admits; the most that is admitted.
+    Never(u32),
+    /// The attempt is over, or was given up.
+    Gone,
+}
+
+impl Engine {
+    /// Response headers arrived for an attempt: the clocks of what it sent start. Saying it again changes nothing, unless the
+    /// attempt has sent more since.
+    #[inline]
+    pub fn ack(&mut self, now: Instant, lease: LeaseId, answer: Answer) {
+        let Some(index) = self.leases.find(lease) else { return };
+        self.acknowledge(now, index);
+        self.answered(now, index, answer.is_rejection(), answer.retry_after);
+    }
+
+    /// A running attempt wants to send one more message of `cost`, which its limits must admit, ahead of the queue.
+    /// What it sent before counts as acknowledged.
+    pub fn recharge(&mut self, now: Instant, lease: LeaseId, cost: u32) -> Recharge {
+        let Some(index) = self.leases.find(lease) else { return Recharge::Gone };
+        let running = self.leases.get(index);
+        if running.request.is_none() {
+            return Recharge::Gone;
+        }
+        let id = running.backend;
+        let capacity = self.backends[usize::from(id)].quota.capacity();
+        if cost > capacity {
+            return Recharge::Never(capacity);
+        }
+        self.acknowledge(now, index);
+        self.answered(now, index, false, None);
+        self.backends[usize::from(id)].recharges.push_back((lease, cost));
+        let waited = self.actions.len();
+        self.block_for_recharge(now, id);
+        let mine = |action: &Action| matches!(action, Action::Recharged { lease: granted } if *granted == lease);
+        match self.actions.iter().skip(waited).position(mine) {
+            Some(at) => {
+                self.actions.remove(waited + at);
+                Recharge::Granted
+            }
+            None => Recharge::Waits,
+        }
+    }
+
+    /// The handler of an attempt has returned: its concurrency is free. `unsent`: no byte of it left this machine.
+    #[inline]
+    pub fn finish(&mut self, now: Instant, lease: LeaseId, outcome: Outcome, answer: Answer, unsent: bool) -> Finished {
+        let Some(index) = self.leases.find(lease) else { return Finished::Stray };
+        let running = self.leases.get(index);
+        let (id, request) = (running.backend, running.request);
+        if unsent && running.unacked > 0 {
+            let (sent_at, unacked) = (running.sent_at, running.unacked);
+            self.leases.get_mut(index).unacked = 0;
+            let quota = &mut self.backends[usize::from(id)].quota;
+            quota.refund(sent_at, unacked);
+            if let Some(Blocked { cause: Cause::Limit, .. }) = self.backends[usize::from(id)].blocked {
+                self.reopen(now, id);
+            }
+        } else if request.is_some() {
+            self.acknowledge(now, index);
+            self.answered(now, index, outcome == Outcome::Limited, answer.retry_after);
+        }
+        let rejected = self.leases.get(index).rejected;
+        if let Some(timer) = self.leases.get_mut(index).timer.take() {
+            self.wheel.disarm(timer);
+        }
+        let finished = match request {
+            None => {
+                self.backends[usize::from(id)].strays -= 1;
+                Finished::Stray
+            }
+            Some(slot) => match outcome {
+                Outcome::Ok if rejected => self.limited(now, slot, index),
+                Outcome::Ok => self.succeeded(now, slot, index),
+                Outcome::Limited => self.limited(now, slot, index),
+                Outcome::Failed => self.failed(now, slot, index),
+                Outcome::Neutral => self.die(now, slot, index),
+            },
+        };
+        self.drop_recharges(now, id, lease);
+        self.leases.remove(index);
+        let backend = &mut self.backends[usize::from(id)];
+        backend.in_flight -= 1;
+        if let Some(Blocked { cause: Cause::Concurrency, .. }) = backend.blocked {
+            self.reopen(now, id);
+        }
+        finished
+    }
+
+    fn succeeded(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
+        let waits = self.waits_with(now, slot, lease);
+        let failed = self.requests.history(slot).map_or(0, |history| history.failed);
+        self.ledger.leased -= 1;
+        let entry = self.requests.get_mut(slot);
+        let age = now.since(entry.accepted_at);
+        if entry.flags.held {
+            entry.state = State::Done;
+            if let Some(timer) = entry.timer.take() {
+                self.wheel.disarm(timer);
+            }
+            self.ledger.done += 1;
+        } else {
+            self.ledger.delivered += 1;
+            self.release(slot);
+        }
+        Finished::Done { waits, age, attempts: failed + 1 }
+    }
+
+    fn limited(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
+        if self.requests.get(slot).flags.once {
+            return self.die(now, slot, lease);
+        }
+        let waits = self.waits_with(now, slot, lease);
+        let history = self.requests.history_mut(slot);
+        history.waits = waits;
+        history.waiting_since = now;
+        self.ledger.leased -= 1;
+        self.enqueue(now, slot, true);
+        Finished::Again { failed: false }
+    }
+
+    fn failed(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
+        let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
+        if failed >= self.retry.attempts || self.requests.get(slot).flags.once {
+            return self.die(now, slot, lease);
+        }
+        let waits = self.waits_with(now, slot, lease);
+        let backend = self.leases.get(lease).backend;
+        let history = self.requests.history_mut(slot);
+        history.waits = waits;
+        history.failed = failed;
+        history.avoid = Some(backend);
+        history.waiting_since = now;
+        let backoff = self.retry.backoff(failed, &mut self.random).max(self.budget.withdraw(now));
+        let entry = self.requests.get_mut(slot);
+        entry.state = State::Delayed;
+        if let Some(timer) = entry.timer.take() {
+            self.wheel.disarm(timer);
+        }
+        entry.timer = Some(self.wheel.arm((now + backoff).min(entry.deadline), Timer::Request(slot)));
+        self.ledger.leased -= 1;
+        self.ledger.queued += 1;
+        Finished::Again { failed: true }
+    }
+
+    fn die(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
+        let waits = self.waits_with(now, slot, lease);
+        let failed = self.requests.history(slot).map_or(0, |history| history.failed);
+        let age = now.since(self.requests.get(slot).accepted_at);
+        self.ledger.leased -= 1;
+        self.ledger.dead += 1;
+        self.release(slot);
+        Finished::Dead { waits, age, attempts: failed + 1 }
+    }
+
+    /// The attempt has run for as long as its backend allows: its request fails this attempt, the handler is interrupted.
+    pub(super) fn time_out(&mut self, now: Instant, index: u32) {
+        let lease = self.leases.get(index);
+        let Some(slot) = lease.request else { return };
+        let backend = BackendId(lease.backend);
+        let timeout = now.since(lease.started_at);
+        let request = self.requests.handle(slot);
+        self.actions.push_back(Action::TimedOut { request, backend, timeout });
+        let once = self.requests.get(slot).flags.once;
+        let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
+        if once || failed >= self.retry.attempts {
+            self.requests.history_mut(slot).failed = failed;
+            self.abort(now, slot, Ending::Dead);
+        } else {
+            self.failed(now, slot, index);
+            self.detach(now, index);
+        }
+    }
+
+    /// Separates an attempt from its request. It keeps its concurrency until its handler returns; what it sent without an
+    /// answer is charged as if the headers came as late as any have.
+    pub(super) fn detach(&mut self, now: Instant, index: u32) {
+        let lease = self.leases.get_mut(index);
+        lease.request = None;
+        let (id, unacked, sent_at) = (lease.backend, lease.unacked, lease.sent_at);
+        lease.unacked = 0;
+        if let Some(timer) = lease.timer.take() {
+            self.wheel.disarm(timer);
+        }
+        let backend = &mut self.backends[usize::from(id)];
+        backend.strays += 1;
+        if unacked > 0 {
+            backend.quota.ack(now + backend.longest_latency, unacked);
+            backend.quota.unanswered(sent_at);
+            self.limit_changed(now, id);
+        }
+        let lease = self.leases.id(index);
+        self.drop_recharges(now, id, lease);
+        self.actions.push_back(Action::Interrupt { lease });
+    }
+
+    /// What a leased request's time went to, its running attempt included.
+    pub(super) fn waits_with(&self, now: Instant, slot: u32, lease: u32) -> Waits {
+        let lease = self.leases.get(lease);
+        let before = self.requests.history(slot).map_or(Waits::default(), |history| history.waits);
+        Waits {
+            limit: before.limit + lease.blocked.0,
+            concurrency: before.concurrency + lease.blocked.1,
+            backoff: before.backoff,
+            attempt: before.attempt + now.since(lease.started_at),
+        }
+    }
+
+    #[inline]
+    fn acknowledge(&mut self, now: Instant, index: u32) {
+        let lease = self.leases.get_mut(index);
+        let unacked = std::mem::take(&mut lease.unacked);
+        if unacked == 0 {
+            return;
+        }
+        let (id, latency) = (lease.backend, now.since(lease.sent_at));
+        let backend = &mut self.backends[usize::from(id)];
+        backend.longest_latency = backend.longest_latency.max(latency);
+        backend.quota.ack(now, unacked);
+        self.limit_changed(now, id);
+    }
+
+    #[inline]
+    fn answered(&mut self, now: Instant, index: u32, rejection: bool, retry_after: Option<Span>) {
+        let lease = self.leases.get_mut(index);
+        let (id, sent_at) = (lease.backend, lease.sent_at);
+        let quota = &mut self.backends[usize::from(id)].quota;
+        if rejection {
+            // The acknowledgement and the outcome of one attempt are one rejection.
+            if std::mem::replace(&mut lease.rejected, true) {
+                return;
+            }
+            if let Some(until) = quota.rejected(now, sent_at, retry_after) {
+                self.push_event(Event::LimitClosed { backend: BackendId(id), until });
+                self.limit_changed(now, id);
+            }
+        } else if !lease.rejected && quota.accepted(sent_at) {
+            self.push_event(Event::LimitReopened { backend: BackendId(id) });
+            self.limit_changed(now, id);
+        }
+    }
+
+    /// A quota that only an event could make room in has seen one.
+    #[inline]
+    fn limit_changed(&mut self, now: Instant, id: u16) {
+        if let Some(Blocked { cause: Cause::Limit, until: None, .. }) = self.backends[usize::from(id)].blocked {
+            self.reopen(now, id);
+        }
+    }
+
+    /// Grants what the limits admit of the messages that running attempts wait to send. If some must wait on, what the
+    /// backend is blocked by for their sake.
+    pub(super) fn serve_recharges(&mut self, now: Instant, id: u16) -> Option<Blocked> {
+        loop {
+            let backend = &mut self.backends[usize::from(id)];
+            let &(lease, cost) = backend.recharges.front()?;
+            let until = match backend.quota.next_eligible(now, cost).eligible {
+                Eligible::Now => {
+                    backend.recharges.pop_front();
+                    backend.quota.send(now, cost);
+                    if let Some(index) = self.leases.find(lease) {
+                        let lease = self.leases.get_mut(index);
+                        lease.unacked += cost;
+                        lease.sent_at = now;
+                    }
+                    self.actions.push_back(Action::Recharged { lease });
+                    continue;
+                }
+                Eligible::At(at) | Eligible::Closed(at) => Some(at),
+                Eligible::OnAck | Eligible::Never => None,
+            };
+            return Some(Blocked { cause: Cause::Limit, until, reserved_for: None });
+        }
+    }
+
+    /// An attempt that is over sends nothing more.
+    fn drop_recharges(&mut self, now: Instant, id: u16, lease: LeaseId) {
+        let recharges = &mut self.backends[usize::from(id)].recharges;
+        if recharges.is_empty() {
+            return;
+        }
+        recharges.retain(|&(waiting, _)| waiting != lease);
+        self.reopen(now, id);
+    }
+}

@@ -1,0 +1,85 @@
+//! What the engine has to tell: requests that ended, things to do, changes of state.
+
+use super::BackendId;
+use super::lease::LeaseId;
+use super::request::{Handle, Waits};
+use crate::time::{Instant, Span};
+
+/// Where a request was when it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It waited.
+    Queued,
+    /// An attempt was running.
+    Leased,
+}
+
+/// Why a request ended other than by what its attempt returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Its deadline came, or could not be met any more.
+    Expired(Stage),
+    /// It was cancelled.
+    Cancelled,
+    /// The engine was closed.
+    Closed,
+    /// Its last attempt timed out.
+    Dead,
+}
+
+/// A request that ended without the shell having said so.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// Which; its slot is free once this was popped.
+    pub request: Handle,
+    /// Why.
+    pub ending: Ending,
+    /// What its time went to.
+    pub waits: Waits,
+    /// From acceptance to its end.
+    pub age: Span,
+    /// Attempts that failed, a timed-out one included.
+    pub failed: u32,
+}
+
+/// Something for the shell to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Interrupt the handler of this attempt; its request has moved on. If it was `timed_out`, `request` failed on `backend`.
+    Interrupt {
+        /// The attempt, a stray by now.
+        lease: LeaseId,
+    },
+    /// The attempt timed out: note it among the attempts of `request`, which has not ended by it.
+    TimedOut {
+        /// The request that failed an attempt.
+        request: Handle,
+        /// Where.
+        backend: BackendId,
+        /// How long the attempt was given.
+        timeout: Span,
+    },
+    /// The extra message that this attempt asked for may be sent now.
+    Recharged {
+        /// The attempt.
+        lease: LeaseId,
+    },
+}
+
+/// A change of state of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A server rejected a message: its quota is closed.
+    LimitClosed {
+        /// Whose.
+        backend: BackendId,
+        /// Until when; one message goes first then.
+        until: Instant,
+    },
+    /// The first message after a closure was accepted.
+    LimitReopened {
+        /// Whose.
+        backend: BackendId,
+    },
+}

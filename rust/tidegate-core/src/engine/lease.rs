@@ -1,0 +1,104 @@
+//! The record of an attempt.
+
+use crate::time::{Instant, Span};
+use crate::wheel::TimerId;
+
+/// Names an attempt until the shell has finished it, and never another one after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeaseId(u64);
+
+impl LeaseId {
+    /// As one number.
+    #[inline]
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// From [`to_bits`](LeaseId::to_bits).
+    #[inline]
+    pub const fn from_bits(bits: u64) -> LeaseId {
+        LeaseId(bits)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Lease {
+    generation: u32,
+    /// Its request's slot; `None` when the request has moved on and this lease is a stray, or when the place is free.
+    pub(super) request: Option<u32>,
+    live: bool,
+    pub(super) backend: u16,
+    /// Units sent and not yet acknowledged.
+    pub(super) unacked: u32,
+    /// The server has rejected a message of this attempt: counted once.
+    pub(super) rejected: bool,
+    pub(super) started_at: Instant,
+    /// When its last message was sent.
+    pub(super) sent_at: Instant,
+    pub(super) timer: Option<TimerId>,
+    /// Blocked time of the wait that this attempt ended.
+    pub(super) blocked: (Span, Span),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    leases: Vec<Lease>,
+    free: Vec<u32>,
+}
+
+impl Leases {
+    #[inline]
+    pub(super) fn insert(&mut self, request: u32, backend: u16, cost: u32, now: Instant, blocked: (Span, Span)) -> u32 {
+        let lease = |generation| Lease {
+            generation,
+            request: Some(request),
+            live: true,
+            backend,
+            unacked: cost,
+            rejected: false,
+            started_at: now,
+            sent_at: now,
+            timer: None,
+            blocked,
+        };
+        if let Some(index) = self.free.pop() {
+            let place = &mut self.leases[index as usize];
+            *place = lease(place.generation);
+            index
+        } else {
+            self.leases.push(lease(0));
+            (self.leases.len() - 1) as u32
+        }
+    }
+
+    #[inline]
+    pub(super) fn remove(&mut self, index: u32) {
+        let lease = &mut self.leases[index as usize];
+        lease.generation = lease.generation.wrapping_add(1);
+        lease.live = false;
+        lease.request = None;
+        self.free.push(index);
+    }
+
+    #[inline]
+    pub(super) fn id(&self, index: u32) -> LeaseId {
+        LeaseId((u64::from(self.leases[index as usize].generation) << 32) | u64::from(index))
+    }
+
+    #[inline]
+    pub(super) fn find(&self, id: LeaseId) -> Option<u32> {
+        let index = id.0 as u32;
+        let lease = self.leases.get(index as usize)?;
+        (lease.live && self.id(index) == id).then_some(index)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, index: u32) -> &Lease {
+        &self.leases[index as usize]
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, index: u32) -> &mut Lease {
+        &mut self.leases[index as usize]
+    }
+}

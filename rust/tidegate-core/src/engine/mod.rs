@@ -1,0 +1,430 @@
+//! The state machine that composes limits, queue, timers, routing, retries and the ledger.
+//!
+//! ```text
+//!             submit            take               finish(Ok)        deliver
+//!   (shell) ---------> queued ---------> leased ----------------> done ---------> delivered
+//!                        ^  |              |  |  finish(Failed), attempts left
+//!                        |  |              |  +------> delayed ----+
+//!                        |  |              +-- finish(Limited)     |
+//!                        +--|------------------------+-------------+
+//!                           +--> expired, cancelled, dead from any of these
+//! ```
+//!
+//! Ground rules: one owner calls it; every call that depends on time is given `now`; nothing it does calls back. What its owner has to
+//! act on is read from [`Engine::pop_ended`], [`Engine::pop_action`] and [`Engine::pop_event`].
+
+mod attempt;
+mod backend;
+mod dispatch;
+mod event;
+mod lease;
+mod request;
+mod status;
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+
+pub use attempt::{Answer, Finished, Outcome, Recharge};
+pub use backend::BackendSpec;
+pub use dispatch::Leased;
+pub use event::{Action, Ended, Ending, Event, Stage};
+pub use lease::LeaseId;
+pub use request::{Flags, Handle, Waits};
+pub use status::{BackendState, BackendStatus};
+
+use crate::ledger::Ledger;
+use crate::queue::ingress::Room;
+use crate::queue::{Class, Key};
+use crate::retry::{Budget, Random, Retry};
+use crate::time::Instant;
+use crate::wheel::Wheel;
+use backend::{Backend, BackendSet};
+use lease::Leases;
+use request::{Requests, State};
+
+/// How an engine is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Most requests pending at once.
+    pub capacity: usize,
+    /// How failed attempts are retried.
+    pub retry: Retry,
+    /// Where its random sequence starts.
+    pub seed: u64,
+}
+
+/// A backend of one engine, in order of declaration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BackendId(pub u16);
+
+/// An interned (set of eligible backends, cost).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClassId(u32);
+
+/// Why there is no class for a set of backends and a cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClassError {
+    /// The set is empty.
+    NoBackend,
+    /// No backend of the set ever admits that cost; the largest that one admits.
+    CostExceedsBurst {
+        /// The cost asked for.
+        cost: u32,
+        /// The largest cost that a backend of the set admits.
+        largest: u32,
+    },
+}
+
+impl fmt::Display for ClassError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ClassError::NoBackend => write!(f, "no backend to choose from"),
+            ClassError::CostExceedsBurst { cost, largest } => {
+                write!(f, "cost {cost} is above {largest}, the most that is ever admitted at once")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ClassError {}
+
+/// What a submitter asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Submission {
+    /// Which backends may serve it, and its cost.
+    pub class: ClassId,
+    /// 0 is the most urgent.
+    pub priority: u8,
+    /// When it is worthless; [`Instant::FAR`] for never.
+    pub deadline: Instant,
+    /// The rest.
+    pub flags: Flags,
+}
+
+/// Changes of state that are kept for an owner who does not read them; the oldest go first.
+const MOST_EVENTS: usize = 1024;
+
+#[derive(Clone, Copy, Debug)]
+enum Timer {
+    /// The deadline of the request in this slot, or the end of its backoff.
+    Request(u32),
+    /// The attempt timeout of this lease.
+    Lease(u32),
+    /// A blocked backend's limits may have room.
+    Backend(u16),
+}
+
+#[derive(Debug)]
+struct Waiting {
+    queue: Class,
+    set: u32,
+    cost: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Engine {
+    requests: Requests,
+    leases: Leases,
+    classes: Vec<Waiting>,
+    class_ids: HashMap<(u32, u32), ClassId>,
+    sets: Vec<BackendSet>,
+    set_ids: HashMap<Box<[u16]>, u32>,
+    backends: Vec<Backend>,
+    /// Bit `b % 64` of word `b / 64`: backend `b` is open and a class waits for it.
+    ready: Vec<u64>,
+    wheel: Wheel<Timer>,
+    retry: Retry,
+    budget: Budget,
+    random: Random,
+    room: Room,
+    ledger: Ledger,
+    next_sequence: u64,
+    accepting: bool,
+    ended: VecDeque<Ended>,
+    actions: VecDeque<Action>,
+    events: VecDeque<Event>,
+}
+
+impl Engine {
+    /// An engine without backends.
+    pub fn new(options: &Options, now: Instant) -> Engine {
+        Engine {
+            requests: Requests::default(),
+            leases: Leases::default(),
+            classes: Vec::new(),
+            class_ids: HashMap::new(),
+            sets: Vec::new(),
+            set_ids: HashMap::new(),
+            backends: Vec::new(),
+            ready: Vec::new(),
+            wheel: Wheel::new(),
+            budget: Budget::new(&options.retry, now),
+            retry: options.retry,
+            random: Random::new(options.seed),
+            room: Room::new(options.capacity),
+            ledger: Ledger::default(),
+            next_sequence: 0,
+            accepting: true,
+            ended: VecDeque::new(),
+            actions: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Bytes that a waiting request takes here.
+    pub const BYTES_PER_REQUEST: usize = Requests::bytes_each();
+
+    /// Adds a backend, open and with nothing used.
+    ///
+    /// # Panics
+    /// When there are 65 535 of them.
+    pub fn add_backend(&mut self, spec: &BackendSpec) -> BackendId {
+        let id = u16::try_from(self.backends.len()).expect("at most 65535 backends");
+        self.backends.push(Backend::new(spec));
+        self.ready.resize(self.backends.len().div_ceil(64), 0);
+        BackendId(id)
+    }
+
+    /// The class of requests that cost `cost` and may go to any of `backends`. Those that never admit the cost are left out.
+    ///
+    /// # Errors
+    /// When no backend is left.
+    pub fn class(&mut self, now: Instant, backends: &[BackendId], cost: u32) -> Result<ClassId, ClassError> {
+        let capacity = |id: &BackendId| self.backends[usize::from(id.0)].quota.capacity();
+        let mut fit: Vec<u16> = backends.iter().filter(|id| capacity(id) >= cost).map(|id| id.0).collect();
+        fit.sort_unstable();
+        fit.dedup();
+        if fit.is_empty() {
+            return Err(match backends.iter().map(capacity).max() {
+                None => ClassError::NoBackend,
+                Some(largest) => ClassError::CostExceedsBurst { cost, largest },
+            });
+        }
+        let set = self.set(now, fit.into_boxed_slice());
+        Ok(*self.class_ids.entry((set, cost)).or_insert_with(|| {
+            self.classes.push(Waiting { queue: Class::default(), set, cost });
+            ClassId((self.classes.len() - 1) as u32)
+        }))
+    }
+
+    fn set(&mut self, now: Instant, backends: Box<[u16]>) -> u32 {
+        if let Some(&set) = self.set_ids.get(&backends) {
+            return set;
+        }
+        let set = self.sets.len() as u32;
+        let open = backends.iter().filter(|&&b| self.backends[usize::from(b)].blocked.is_none()).count();
+        for &backend in &backends {
+            self.backends[usize::from(backend)].sets.push(set);
+        }
+        self.sets.push(BackendSet::new(backends.clone(), open as u32, now));
+        self.set_ids.insert(backends, set);
+        set
+    }
+
+    /// Where requests take their places; producers on other threads share it.
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// Accepts a request whose place in [`room`](Engine::room) was reserved. It waits from now on.
+    #[inline]
+    pub fn submit(&mut self, now: Instant, submission: &Submission) -> Handle {
+        let key = Key::new(submission.priority, self.next_sequence);
+        self.next_sequence += 1;
+        let class = submission.class.0;
+        let slot = self.requests.insert(key, class, now, submission.deadline, submission.flags);
+        if submission.deadline < Instant::FAR {
+            self.requests.get_mut(slot).timer = Some(self.wheel.arm(submission.deadline, Timer::Request(slot)));
+        }
+        self.ledger.accepted += 1;
+        self.enqueue(now, slot, false);
+        self.requests.handle(slot)
+    }
+
+    /// Cancels a request that has not ended, at any stage; false when it has.
+    ///
+    /// It shows up in [`pop_ended`](Engine::pop_ended). A running attempt is to be interrupted.
+    pub fn cancel(&mut self, now: Instant, handle: Handle) -> bool {
+        let Some(slot) = self.requests.find(handle) else { return false };
+        self.abort(now, slot, Ending::Cancelled);
+        true
+    }
+
+    /// The consumer took the value of a held request that is done.
+    #[inline]
+    pub fn deliver(&mut self, handle: Handle) {
+        if let Some(slot) = self.requests.find(handle)
+            && self.requests.get(slot).state == State::Done
+        {
+            self.ledger.done -= 1;
+            self.ledger.delivered += 1;
+            self.release(slot);
+        }
+    }
+
+    /// Accepts nothing more from now on. What was accepted goes on.
+    pub fn stop_accepting(&mut self) {
+        self.accepting = false;
+    }
+
+    /// Whether new requests are accepted.
+    pub fn is_accepting(&self) -> bool {
+        self.accepting
+    }
+
+    /// Accepts nothing more and ends all that is pending, but for values that exist already.
+    pub fn close(&mut self, now: Instant) {
+        self.accepting = false;
+        for slot in self.requests.pending() {
+            if self.requests.get(slot).state != State::Done {
+                self.abort(now, slot, Ending::Closed);
+            }
+        }
+    }
+
+    /// Whether nothing waits and no attempt of a request that has not ended runs.
+    pub fn is_idle(&self) -> bool {
+        self.ledger.queued == 0 && self.ledger.leased == 0
+    }
+
+    /// What became of every request.
+    pub fn ledger(&self) -> Ledger {
+        self.ledger
+    }
+
+    /// Lets time pass: ends what has expired, interrupts attempts that take too long, reopens limits.
+    #[inline]
+    pub fn tick(&mut self, now: Instant) {
+        while let Some(timer) = self.wheel.pop_due(now) {
+            match timer {
+                Timer::Backend(backend) => {
+                    self.backends[usize::from(backend)].timer = None;
+                    self.reopen(now, backend);
+                }
+                Timer::Lease(lease) => {
+                    self.leases.get_mut(lease).timer = None;
+                    self.time_out(now, lease);
+                }
+                Timer::Request(slot) => {
+                    self.requests.get_mut(slot).timer = None;
+                    self.request_due(now, slot);
+                }
+            }
+        }
+    }
+
+    /// Nothing happens by itself before this instant.
+    #[inline]
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.wheel.next_wake()
+    }
+
+    /// The next request that ended without its owner being told, by order of ending.
+    pub fn pop_ended(&mut self) -> Option<Ended> {
+        let ended = self.ended.pop_front()?;
+        self.requests.remove(ended.request.slot());
+        Some(ended)
+    }
+
+    /// The next thing to do.
+    pub fn pop_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// The next change of state.
+    pub fn pop_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Whether [`pop_ended`](Engine::pop_ended), [`pop_action`](Engine::pop_action) or [`pop_event`](Engine::pop_event) has something.
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        !(self.ended.is_empty() && self.actions.is_empty() && self.events.is_empty())
+    }
+
+    /// The deadline of the request in `slot` has come, or its backoff is over.
+    fn request_due(&mut self, now: Instant, slot: u32) {
+        let entry = self.requests.get(slot);
+        if entry.deadline <= now {
+            let stage = if entry.state == State::Leased { Stage::Leased } else { Stage::Queued };
+            self.abort(now, slot, Ending::Expired(stage));
+        } else {
+            debug_assert_eq!(entry.state, State::Delayed);
+            if entry.deadline < Instant::FAR {
+                let timer = self.wheel.arm(entry.deadline, Timer::Request(slot));
+                self.requests.get_mut(slot).timer = Some(timer);
+            }
+            let history = self.requests.history_mut(slot);
+            history.waits.backoff = history.waits.backoff + now.since(history.waiting_since);
+            history.waiting_since = now;
+            self.ledger.queued -= 1;
+            self.enqueue(now, slot, true);
+        }
+    }
+
+    /// Ends a request from outside its attempt, whatever stage it is at.
+    fn abort(&mut self, now: Instant, slot: u32, ending: Ending) {
+        let entry = self.requests.get(slot);
+        let mut waits = self.requests.history(slot).map_or(Waits::default(), |history| history.waits);
+        match entry.state {
+            State::Free => return,
+            State::Queued => {
+                let (limit, concurrency) = self.blocked_since(now, slot);
+                waits.limit = waits.limit + limit;
+                waits.concurrency = waits.concurrency + concurrency;
+                self.dequeue(now, slot);
+            }
+            State::Delayed => {
+                let since = self.requests.history(slot).map_or(now, |history| history.waiting_since);
+                waits.backoff = waits.backoff + now.since(since);
+                self.ledger.queued -= 1;
+            }
+            State::Leased => {
+                let lease = entry.lease;
+                waits = self.waits_with(now, slot, lease);
+                self.ledger.leased -= 1;
+                self.detach(now, lease);
+            }
+            State::Done => self.ledger.done -= 1,
+        }
+        match ending {
+            Ending::Expired(_) => self.ledger.expired += 1,
+            Ending::Cancelled | Ending::Closed => self.ledger.cancelled += 1,
+            Ending::Dead => self.ledger.dead += 1,
+        }
+        self.end_later(now, slot, ending, waits);
+    }
+
+    fn push_event(&mut self, event: Event) {
+        if self.events.len() == MOST_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// Counts are settled; the slot stays taken until the owner has been told.
+    fn end_later(&mut self, now: Instant, slot: u32, ending: Ending, waits: Waits) {
+        let entry = self.requests.get_mut(slot);
+        entry.state = State::Free;
+        let accepted_at = entry.accepted_at;
+        if let Some(timer) = entry.timer.take() {
+            self.wheel.disarm(timer);
+        }
+        self.room.release(1);
+        let failed = self.requests.history(slot).map_or(0, |history| history.failed);
+        let request = self.requests.handle(slot);
+        self.ended.push_back(Ended { request, ending, waits, age: now.since(accepted_at), failed });
+    }
+
+    /// Frees the slot of a request whose counts are settled and whose owner knows.
+    #[inline]
+    fn release(&mut self, slot: u32) {
+        if let Some(timer) = self.requests.get_mut(slot).timer.take() {
+            self.wheel.disarm(timer);
+        }
+        self.requests.remove(slot);
+        self.room.release(1);
+    }
+}

@@ -1,0 +1,101 @@
+//! The way in for other threads: reserve room, push, wake the owner once a batch.
+//!
+//! Ground rules: any thread may push and none ever blocks; only the owner drains. The list is the standard library's
+//! multi-producer channel, which is lock-free. `armed` says that a wake-up is on its way: the owner lowers it *before*
+//! it drains, a producer raises it *after* it pushed, so an item that the drain missed always finds it lowered and asks for a new one.
+//! Not promised: order between producers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+/// How many requests may be pending, shared by the owner and all producers.
+#[derive(Clone, Debug)]
+pub struct Room {
+    taken: Arc<AtomicUsize>,
+    capacity: usize,
+}
+
+impl Room {
+    /// Room for `capacity` requests.
+    pub fn new(capacity: usize) -> Room {
+        Room { taken: Arc::new(AtomicUsize::new(0)), capacity }
+    }
+
+    /// Takes up to `wanted` places and returns how many there were.
+    #[inline]
+    pub fn reserve(&self, wanted: usize) -> usize {
+        // ORDERING: Relaxed; the counter guards no other memory, and a single atomic never admits more than the capacity.
+        let before = self.taken.fetch_add(wanted, Ordering::Relaxed);
+        let granted = wanted.min(self.capacity.saturating_sub(before));
+        if granted < wanted {
+            self.taken.fetch_sub(wanted - granted, Ordering::Relaxed);
+        }
+        granted
+    }
+
+    /// Gives `count` places back.
+    #[inline]
+    pub fn release(&self, count: usize) {
+        self.taken.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Places taken; stale at once when other threads reserve.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed).min(self.capacity)
+    }
+
+    /// Whether a place is free; stale at once when other threads reserve.
+    pub fn has_room(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) < self.capacity
+    }
+
+    /// Places in all.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+}
+
+/// The end that any thread may push into.
+#[derive(Debug)]
+pub struct Producer<T> {
+    sender: mpsc::Sender<T>,
+    armed: Arc<AtomicBool>,
+}
+
+/// The owner's end.
+#[derive(Debug)]
+pub struct Consumer<T> {
+    receiver: mpsc::Receiver<T>,
+    armed: Arc<AtomicBool>,
+}
+
+/// A new ingress.
+pub fn ingress<T>() -> (Producer<T>, Consumer<T>) {
+    let (sender, receiver) = mpsc::channel();
+    let armed = Arc::new(AtomicBool::new(false));
+    (Producer { sender, armed: armed.clone() }, Consumer { receiver, armed })
+}
+
+impl<T> Producer<T> {
+    /// Adds `item`; true when the caller has to wake the owner. Gives the item back when the owner is gone.
+    pub fn push(&self, item: T) -> Result<bool, T> {
+        match self.sender.send(item) {
+            // ORDERING: AcqRel pairs with the owner's swap in `drain`: whoever sees `armed` lowered also sees that it was
+            // lowered before that drain began, so the drain cannot have missed this item without a new wake-up.
+            Ok(()) => Ok(!self.armed.swap(true, Ordering::AcqRel)),
+            Err(mpsc::SendError(item)) => Err(item),
+        }
+    }
+}
+
+impl<T> Consumer<T> {
+    /// Takes out what has been pushed.
+    pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
+        // ORDERING: see `push`. A plain load first keeps the common case, nothing pushed, free of a locked instruction.
+        if self.armed.load(Ordering::Relaxed) {
+            self.armed.swap(false, Ordering::AcqRel);
+        }
+        self.receiver.try_iter()
+    }
+}
