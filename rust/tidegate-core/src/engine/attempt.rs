@@ -176,6 +176,16 @@ impl Engine {
         finished
     }
 
+    /// The shell gives an attempt up while its handler still runs (a thread cannot be stopped): its request ends dead, the
+    /// lease goes on as a stray until it is finished.
+    pub fn abandon(&mut self, now: Instant, lease: LeaseId) -> Finished {
+        let Some(index) = self.leases.find(lease) else { return Finished::Stray };
+        let Some(slot) = self.leases.get(index).request else { return Finished::Stray };
+        let finished = self.die(now, slot, index);
+        self.detach(now, index);
+        finished
+    }
+
     fn succeeded(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let waits = self.waits_with(now, slot, lease);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed);
