@@ -387,6 +387,13 @@ impl State {
                     (Conclusion::Error { slot, ending: "dead", error, backend, waits, age, attempts }, None)
                 }
             },
+            Finished::GivenUp { waits, age } => match self.take_slot(request) {
+                None => (Conclusion::Nothing, Some(value)),
+                Some(slot) => {
+                    let ending = "cancelled";
+                    (Conclusion::Error { slot, ending, error: None, backend: Some(name), waits, age, attempts: 0 }, Some(value))
+                }
+            },
         }
     }
 
@@ -658,13 +665,13 @@ impl Core {
         })
     }
 
-    /// A worker's task has ended. `awake`: it was not sent home while it slept.
-    #[pyo3(signature = (worker, awake, /))]
-    fn leave(&self, py: Python<'_>, worker: u32, awake: bool) -> PyResult<()> {
+    /// A worker's task has ended. `dismissed`: because the pump sent it home.
+    #[pyo3(signature = (worker, dismissed, /))]
+    fn leave(&self, py: Python<'_>, worker: u32, dismissed: bool) -> PyResult<()> {
         self.with(py, |state| {
             state.free_workers.push(worker);
-            if awake {
-                state.engine.worker_left();
+            if !dismissed {
+                state.engine.worker_left(worker);
             }
         })
     }

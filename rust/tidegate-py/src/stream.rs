@@ -89,6 +89,13 @@ impl Stream {
         drop(replaced);
     }
 
+    /// Wakes the consumer to look again.
+    fn nudge(&self, py: Python<'_>) {
+        if let Some(waiter) = self.with(|queue| queue.waiter.take()) {
+            let _ = waiter.call_method1(py, "set_result", (py.None(),));
+        }
+    }
+
     /// The consumer has left: the reply that it has counts as delivered, what is pending is cancelled.
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
         let stream = slf.get();

@@ -39,7 +39,11 @@ impl Ticket {
 
     /// Keeps what became of the request and wakes who awaits it.
     pub(crate) fn settle(&self, py: Python<'_>, settled: Settled) {
-        let before = self.with(|state| std::mem::replace(state, State::Settled(Some(settled))));
+        let before = self.with(|state| match state {
+            State::Pending { .. } => std::mem::replace(state, State::Settled(Some(settled))),
+            // Forgotten.
+            _ => State::Settled(Some(settled)),
+        });
         if let State::Pending { waiters } = before {
             for waiter in &waiters {
                 // One whose task was cancelled meanwhile refuses.
@@ -89,6 +93,12 @@ impl Ticket {
             }
             _ => false,
         })
+    }
+
+    /// Its owner hears of the error elsewhere.
+    fn _forget(&self) {
+        let dropped = self.with(|state| std::mem::replace(state, State::Settled(None)));
+        drop(dropped);
     }
 
     /// The reply of a request that has ended.

@@ -69,6 +69,13 @@ pub enum Finished {
         /// Attempts it took.
         attempts: u32,
     },
+    /// Its attempt was given up before anything was sent: it counts as cancelled.
+    GivenUp {
+        /// What its time went to.
+        waits: Waits,
+        /// From acceptance until now.
+        age: Span,
+    },
     /// It ends without a value.
     Dead {
         /// What its time went to, this attempt included.
@@ -163,6 +170,7 @@ impl Engine {
                 Outcome::Ok => self.succeeded(now, slot, index),
                 Outcome::Limited => self.limited(now, slot, index),
                 Outcome::Failed => self.failed(now, slot, index),
+                Outcome::Neutral if unsent => self.given_up(now, slot, index),
                 Outcome::Neutral => self.die(now, slot, index),
             },
         };
@@ -240,6 +248,15 @@ impl Engine {
         self.ledger.leased -= 1;
         self.ledger.queued += 1;
         Finished::Again { failed: true }
+    }
+
+    fn given_up(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
+        let waits = self.waits_with(now, slot, lease);
+        let age = now.since(self.requests.get(slot).accepted_at);
+        self.ledger.leased -= 1;
+        self.ledger.cancelled += 1;
+        self.release(slot);
+        Finished::GivenUp { waits, age }
     }
 
     fn die(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {

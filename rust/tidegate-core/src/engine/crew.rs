@@ -72,8 +72,9 @@ impl Engine {
         self.crew.parked.push((worker, now));
     }
 
-    /// A worker that is awake has ended.
-    pub fn worker_left(&mut self) {
+    /// A worker has ended by itself, awake or asleep.
+    pub fn worker_left(&mut self, worker: u32) {
+        self.crew.parked.retain(|&(parked, _)| parked != worker);
         self.crew.size -= 1;
     }
 
