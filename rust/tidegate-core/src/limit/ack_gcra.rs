@@ -58,32 +58,32 @@ impl AckGcra {
 
 impl Policy for AckGcra {
     /// # Complexity
-    /// Constant, and linear in the arrivals that came since the last send or decide the answer.
+    /// Constant, but linear in the arrivals while the units of their messages fill the bucket.
     #[inline]
     fn next_eligible(&self, now: Instant, cost: u32) -> Eligible {
         let Some(room) = self.burst.checked_sub(cost) else {
             return Eligible::Never;
         };
-        let now = now.max(self.latest);
-        // Conforming means max(tat, t) + (pending + cost) * interval <= t + burst * interval.
+        // To conform at t is max(tat, t) + (pending + cost) * interval <= t + burst * interval.
         let earliest = |tat: Instant, pending: u32| {
             let slack = room.checked_sub(pending)?;
-            Some(now.max(tat - self.interval.times(u64::from(slack))))
+            Some(tat - self.interval.times(u64::from(slack)))
         };
+        // An arrival changes the answer only where its units are what occupies the bucket: otherwise they move from the
+        // pending ones to the TAT, and their sum stays.
         let (mut tat, mut pending) = (self.tat, self.pending);
         let mut found = earliest(tat, pending);
-        for &(arrival, units) in self.arrivals.iter() {
-            // An arrival takes nothing away from what conforms at its instant, but more conforms later.
-            if found.is_some_and(|at| at <= arrival) {
-                break;
-            }
+        let mut arrivals = self.arrivals.iter();
+        while found.is_none()
+            && let Some(&(arrival, units)) = arrivals.next()
+        {
             tat = self.advance(tat, arrival, units);
             pending = pending.saturating_sub(units);
             found = earliest(tat, pending);
         }
         match found {
             None => Eligible::OnAck,
-            Some(at) if at == now => Eligible::Now,
+            Some(at) if at <= now.max(self.latest) => Eligible::Now,
             Some(at) => Eligible::At(at),
         }
     }

@@ -28,7 +28,7 @@ pub struct AckWindow {
     in_flight: u32,
     /// Sum of `releases`.
     held: u32,
-    /// When acknowledged units become free. Those that have are dropped by the next send.
+    /// When acknowledged units become free, all after `latest`: those that have are dropped by the next send.
     releases: Schedule,
     /// The latest instant given to `send`.
     latest: Instant,
@@ -81,7 +81,7 @@ impl Policy for AckWindow {
         for &(release, units) in self.releases.iter() {
             held -= units;
             if held <= room - self.in_flight {
-                return if release <= now.max(self.latest) {
+                return if release <= now {
                     Eligible::Now
                 } else {
                     Eligible::At(release)
@@ -124,7 +124,6 @@ impl Policy for AckWindow {
     /// # Complexity
     /// Linear in the releases that passed since the last send.
     fn used(&self, now: Instant) -> u32 {
-        let now = now.max(self.latest);
         let passed = self.releases.iter().take_while(|(at, _)| *at <= now);
         let freed: u32 = passed.map(|(_, units)| units).sum();
         self.in_flight.saturating_add(self.held - freed)
