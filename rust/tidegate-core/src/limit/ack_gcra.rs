@@ -54,6 +54,27 @@ impl AckGcra {
     fn advance(&self, tat: Instant, arrival: Instant, units: u32) -> Instant {
         tat.max(arrival) + self.interval.times(u64::from(units))
     }
+
+    /// When a cost that leaves `room` in the bucket conforms after units due at `tat` and `pending` ones, unless these
+    /// are too many: when max(tat, t) + (pending + cost) * interval <= t + burst * interval.
+    #[inline]
+    fn earliest(&self, room: u32, tat: Instant, pending: u32) -> Option<Instant> {
+        let slack = room.checked_sub(pending)?;
+        Some(tat - self.interval.times(u64::from(slack)))
+    }
+
+    /// The same when there are too many pending: after the first arrival that makes room.
+    ///
+    /// Where there is room already, arrivals change nothing: their units move from the pending ones to the TAT.
+    #[cold]
+    fn freed(&self, room: u32) -> Option<Instant> {
+        let (mut tat, mut pending) = (self.tat, self.pending);
+        self.arrivals.iter().find_map(|&(arrival, units)| {
+            tat = self.advance(tat, arrival, units);
+            pending = pending.saturating_sub(units);
+            self.earliest(room, tat, pending)
+        })
+    }
 }
 
 impl Policy for AckGcra {
@@ -64,24 +85,10 @@ impl Policy for AckGcra {
         let Some(room) = self.burst.checked_sub(cost) else {
             return Eligible::Never;
         };
-        // To conform at t is max(tat, t) + (pending + cost) * interval <= t + burst * interval.
-        let earliest = |tat: Instant, pending: u32| {
-            let slack = room.checked_sub(pending)?;
-            Some(tat - self.interval.times(u64::from(slack)))
-        };
-        // An arrival changes the answer only where its units are what occupies the bucket: otherwise they move from the
-        // pending ones to the TAT, and their sum stays.
-        let (mut tat, mut pending) = (self.tat, self.pending);
-        let mut found = earliest(tat, pending);
-        let mut arrivals = self.arrivals.iter();
-        while found.is_none()
-            && let Some(&(arrival, units)) = arrivals.next()
+        match self
+            .earliest(room, self.tat, self.pending)
+            .or_else(|| self.freed(room))
         {
-            tat = self.advance(tat, arrival, units);
-            pending = pending.saturating_sub(units);
-            found = earliest(tat, pending);
-        }
-        match found {
             None => Eligible::OnAck,
             Some(at) if at <= now.max(self.latest) => Eligible::Now,
             Some(at) => Eligible::At(at),
