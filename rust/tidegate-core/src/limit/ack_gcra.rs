@@ -54,36 +54,40 @@ impl AckGcra {
     fn advance(&self, tat: Instant, arrival: Instant, units: u32) -> Instant {
         tat.max(arrival) + self.interval.times(u64::from(units))
     }
+
+    /// When a cost that leaves `room` in the bucket conforms after units due at `tat` and `pending` ones, unless these
+    /// are too many: when max(tat, t) + (pending + cost) * interval <= t + burst * interval.
+    #[inline]
+    fn earliest(&self, room: u32, tat: Instant, pending: u32) -> Option<Instant> {
+        let slack = room.checked_sub(pending)?;
+        Some(tat - self.interval.times(u64::from(slack)))
+    }
+
+    /// The same when there are too many pending: after the first arrival that makes room.
+    ///
+    /// Where there is room already, arrivals change nothing: their units move from the pending ones to the TAT.
+    #[cold]
+    fn freed(&self, room: u32) -> Option<Instant> {
+        let (mut tat, mut pending) = (self.tat, self.pending);
+        self.arrivals.iter().find_map(|&(arrival, units)| {
+            tat = self.advance(tat, arrival, units);
+            pending = pending.saturating_sub(units);
+            self.earliest(room, tat, pending)
+        })
+    }
 }
 
 impl Policy for AckGcra {
     /// # Complexity
-    /// Constant, and linear in the arrivals that came since the last send or decide the answer.
+    /// Constant, but linear in the arrivals while the units of their messages fill the bucket.
     #[inline]
     fn next_eligible(&self, now: Instant, cost: u32) -> Eligible {
         let Some(room) = self.burst.checked_sub(cost) else {
             return Eligible::Never;
         };
-        let now = now.max(self.latest);
-        // Conforming means max(tat, t) + (pending + cost) * interval <= t + burst * interval.
-        let earliest = |tat: Instant, pending: u32| {
-            let slack = room.checked_sub(pending)?;
-            Some(now.max(tat - self.interval.times(u64::from(slack))))
-        };
-        let (mut tat, mut pending) = (self.tat, self.pending);
-        let mut found = earliest(tat, pending);
-        for &(arrival, units) in self.arrivals.iter() {
-            // An arrival takes nothing away from what conforms at its instant, but more conforms later.
-            if found.is_some_and(|at| at <= arrival) {
-                break;
-            }
-            tat = self.advance(tat, arrival, units);
-            pending = pending.saturating_sub(units);
-            found = earliest(tat, pending);
-        }
-        match found {
+        match self.earliest(room, self.tat, self.pending).or_else(|| self.freed(room)) {
             None => Eligible::OnAck,
-            Some(at) if at == now => Eligible::Now,
+            Some(at) if at <= now.max(self.latest) => Eligible::Now,
             Some(at) => Eligible::At(at),
         }
     }

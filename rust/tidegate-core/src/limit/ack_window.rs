@@ -28,7 +28,7 @@ pub struct AckWindow {
     in_flight: u32,
     /// Sum of `releases`.
     held: u32,
-    /// When acknowledged units become free. Those that have are dropped by the next send.
+    /// When acknowledged units become free, all after `latest`: those that have are dropped by the next send.
     releases: Schedule,
     /// The latest instant given to `send`.
     latest: Instant,
@@ -51,10 +51,22 @@ impl AckWindow {
 
     fn release(&self, at: Instant) -> Instant {
         let exact = at.max(self.latest) + self.hold;
-        match exact.as_nanos().checked_next_multiple_of(self.step) {
-            Some(rounded) => Instant::from_nanos(rounded),
-            None => Instant::FAR,
+        if self.step == 1 {
+            return exact;
         }
+        let rounded = exact.as_nanos().checked_next_multiple_of(self.step);
+        rounded.map_or(Instant::FAR, Instant::from_nanos)
+    }
+
+    /// The release that makes the first `units` of those held free.
+    #[cold]
+    fn freed(&self, units: u32) -> Option<Instant> {
+        let mut freed = 0;
+        let reached = |entry: &&(Instant, u32)| {
+            freed += entry.1;
+            freed >= units
+        };
+        self.releases.iter().find(reached).map(|entry| entry.0)
     }
 }
 
@@ -63,24 +75,17 @@ impl Policy for AckWindow {
     /// Constant while there is room or `cost` is 1; else linear in the releases that make up `cost`.
     #[inline]
     fn next_eligible(&self, now: Instant, cost: u32) -> Eligible {
-        if cost > self.amount {
+        let Some(room) = self.amount.checked_sub(cost) else {
             return Eligible::Never;
+        };
+        match room.checked_sub(self.in_flight) {
+            None => Eligible::OnAck,
+            Some(room) if self.held <= room => Eligible::Now,
+            Some(room) => match self.freed(self.held - room) {
+                Some(at) if at > now => Eligible::At(at),
+                _ => Eligible::Now,
+            },
         }
-        let room = self.amount - cost;
-        if self.in_flight > room {
-            return Eligible::OnAck;
-        }
-        let mut held = self.held;
-        if held <= room - self.in_flight {
-            return Eligible::Now;
-        }
-        for &(release, units) in self.releases.iter() {
-            held -= units;
-            if held <= room - self.in_flight {
-                return if release <= now.max(self.latest) { Eligible::Now } else { Eligible::At(release) };
-            }
-        }
-        Eligible::OnAck
     }
 
     /// # Complexity
@@ -116,7 +121,6 @@ impl Policy for AckWindow {
     /// # Complexity
     /// Linear in the releases that passed since the last send.
     fn used(&self, now: Instant) -> u32 {
-        let now = now.max(self.latest);
         let passed = self.releases.iter().take_while(|(at, _)| *at <= now);
         let freed: u32 = passed.map(|(_, units)| units).sum();
         self.in_flight.saturating_add(self.held - freed)

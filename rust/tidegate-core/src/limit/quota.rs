@@ -142,16 +142,14 @@ impl Quota {
     /// One round is enough: every policy, once it admits, goes on admitting until something happens.
     #[inline]
     fn decide(&self, now: Instant, cost: u32) -> (Eligible, Option<u16>) {
-        let mut eligible = self.gate.next_eligible(now);
-        let mut blocker = None;
+        let mut decided = (self.gate.next_eligible(now), None);
         for (index, (_, state)) in self.limits.iter().enumerate() {
-            let theirs = state.next_eligible(now, cost);
-            if rank(theirs) > rank(eligible) {
-                eligible = theirs;
-                blocker = Some(index as u16);
+            let eligible = state.next_eligible(now, cost);
+            if eligible != Eligible::Now && rank(eligible) > rank(decided.0) {
+                decided = (eligible, Some(index as u16));
             }
         }
-        (eligible, blocker)
+        decided
     }
 
     /// Charges `cost` units to every limit, for a message that is sent at `now`.

@@ -17,22 +17,20 @@ impl Schedule {
     /// Constant when instants come in order; else linear in the entries after this one.
     #[inline]
     pub(super) fn add(&mut self, at: Instant, units: u32, reach: Span) {
-        let mut index = self.0.len();
-        while let Some(before) = index.checked_sub(1) {
-            let (earlier, waiting) = &mut self.0[before];
-            if *earlier <= at {
-                if at.since(*earlier) <= reach.times(u64::from(*waiting)) {
-                    *waiting = waiting.saturating_add(units);
-                    return;
-                }
-                break;
-            }
-            index = before;
+        match self.0.back_mut() {
+            Some(last) if at < last.0 => self.add_before(at, units, reach),
+            Some(last) if joins(last, at, reach) => last.1 = last.1.saturating_add(units),
+            _ => self.0.push_back((at, units)),
         }
-        if index == self.0.len() {
-            self.0.push_back((at, units));
-        } else {
-            self.0.insert(index, (at, units));
+    }
+
+    #[cold]
+    fn add_before(&mut self, at: Instant, units: u32, reach: Span) {
+        let later = self.0.iter().rev().take_while(|entry| at < entry.0).count();
+        let index = self.0.len() - later;
+        match index.checked_sub(1).map(|before| &mut self.0[before]) {
+            Some(before) if joins(before, at, reach) => before.1 = before.1.saturating_add(units),
+            _ => self.0.insert(index, (at, units)),
         }
     }
 
@@ -57,6 +55,11 @@ impl Schedule {
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
+}
+
+#[inline]
+fn joins(before: &(Instant, u32), at: Instant, reach: Span) -> bool {
+    at.since(before.0) <= reach.times(u64::from(before.1))
 }
 
 #[cfg(test)]
