@@ -351,6 +351,7 @@ impl Engine {
                         let lease = self.leases.get_mut(index);
                         lease.unacked += cost;
                         lease.sent_at = now;
+                        lease.rejected = false;
                     }
                     self.actions.push_back(Action::Recharged { lease });
                     continue;
