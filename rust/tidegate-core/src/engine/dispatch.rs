@@ -51,7 +51,7 @@ impl Engine {
 
     /// How many attempts could start now: at most what waits and what open backends have room for.
     ///
-    /// An estimate, to wake workers by: never 0 when `take` would return something.
+    /// An estimate, to wake workers by: 0 exactly when `take` would return nothing.
     pub fn demand(&mut self, now: Instant) -> usize {
         self.tick(now);
         // Heads whose limits have no room block their backends here, so that nobody is woken for them.
@@ -60,17 +60,16 @@ impl Engine {
                 break;
             }
         }
-        let mut waiting = 0usize;
-        let mut room = 0usize;
+        let mut demand = 0usize;
         for id in self.ready_backends() {
             let backend = &self.backends[id];
             let slots = backend.concurrency.saturating_sub(backend.in_flight).min(backend.quota.headroom(now).max(1)) as usize;
-            room = room.saturating_add(slots);
             // No more classes than slots are looked at: each holds at least one request.
             let lengths = backend.waiting.classes().take(slots).map(|class| self.classes[class as usize].queue.len());
-            waiting = waiting.saturating_add(lengths.sum::<usize>());
+            demand = demand.saturating_add(slots.min(lengths.sum()));
         }
-        room.min(waiting)
+        // A class that several backends wait for was counted by each.
+        usize::try_from(self.ledger.queued).map_or(demand, |queued| demand.min(queued))
     }
 
     fn ready_backends(&self) -> impl Iterator<Item = usize> + '_ {
