@@ -139,6 +139,9 @@ impl Engine {
     }
 
     /// The handler of an attempt has returned: its concurrency is free. `unsent`: no byte of it left this machine.
+    ///
+    /// A value, a rejection or a status means that headers have arrived, now if not before. What else is not acknowledged by
+    /// now stays without an answer.
     #[inline]
     pub fn finish(&mut self, now: Instant, lease: LeaseId, outcome: Outcome, answer: Answer, unsent: bool) -> Finished {
         let Some(index) = self.leases.find(lease) else { return Finished::Stray };
@@ -152,9 +155,16 @@ impl Engine {
             if let Some(Blocked { cause: Cause::Limit, .. }) = self.backends[usize::from(id)].blocked {
                 self.reopen(now, id);
             }
-        } else if request.is_some() {
+        } else if request.is_none() {
+            // What it sent is settled, but a rejection is news all the same.
+            if outcome == Outcome::Limited {
+                self.answered(now, index, true, answer.retry_after);
+            }
+        } else if matches!(outcome, Outcome::Ok | Outcome::Limited) || answer.status.is_some() {
             self.acknowledge(now, index);
             self.answered(now, index, outcome == Outcome::Limited, answer.retry_after);
+        } else {
+            self.unanswered(now, index);
         }
         let rejected = self.leases.get(index).rejected;
         if let Some(timer) = self.leases.get_mut(index).timer.take() {
@@ -288,23 +298,16 @@ impl Engine {
         }
     }
 
-    /// Separates an attempt from its request. It keeps its concurrency until its handler returns; what it sent without an
-    /// answer is charged as if the headers came as late as any have.
+    /// Separates an attempt from its request. It keeps its concurrency until its handler returns.
     pub(super) fn detach(&mut self, now: Instant, index: u32) {
         let lease = self.leases.get_mut(index);
         lease.request = None;
-        let (id, unacked, sent_at) = (lease.backend, lease.unacked, lease.sent_at);
-        lease.unacked = 0;
+        let id = lease.backend;
         if let Some(timer) = lease.timer.take() {
             self.wheel.disarm(timer);
         }
-        let backend = &mut self.backends[usize::from(id)];
-        backend.strays += 1;
-        if unacked > 0 {
-            backend.quota.ack(now + backend.longest_latency, unacked);
-            backend.quota.unanswered(sent_at);
-            self.limit_changed(now, id);
-        }
+        self.backends[usize::from(id)].strays += 1;
+        self.unanswered(now, index);
         let lease = self.leases.id(index);
         self.drop_recharges(now, id, lease);
         self.actions.push_back(Action::Interrupt { lease });
@@ -333,6 +336,20 @@ impl Engine {
         let backend = &mut self.backends[usize::from(id)];
         backend.longest_latency = backend.longest_latency.max(latency);
         backend.quota.ack(now, unacked);
+        self.limit_changed(now, id);
+    }
+
+    /// What an attempt sent gets no answer: charged as if its headers came as late as any have.
+    fn unanswered(&mut self, now: Instant, index: u32) {
+        let lease = self.leases.get_mut(index);
+        let unacked = std::mem::take(&mut lease.unacked);
+        if unacked == 0 {
+            return;
+        }
+        let (id, sent_at) = (lease.backend, lease.sent_at);
+        let backend = &mut self.backends[usize::from(id)];
+        backend.quota.ack(now + backend.longest_latency, unacked);
+        backend.quota.unanswered(sent_at);
         self.limit_changed(now, id);
     }
 
@@ -378,6 +395,7 @@ impl Engine {
                         let lease = self.leases.get_mut(index);
                         lease.unacked += cost;
                         lease.sent_at = now;
+                        lease.rejected = false;
                     }
                     self.actions.push_back(Action::Recharged { lease });
                     continue;

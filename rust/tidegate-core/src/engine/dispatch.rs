@@ -51,7 +51,7 @@ impl Engine {
 
     /// How many attempts could start now: at most what waits and what open backends have room for.
     ///
-    /// An estimate, to wake workers by: never 0 when `take` would return something.
+    /// An estimate, to wake workers by: 0 exactly when `take` would return nothing.
     pub fn demand(&mut self, now: Instant) -> usize {
         self.tick(now);
         // Heads whose limits have no room block their backends here, so that nobody is woken for them.
@@ -60,17 +60,16 @@ impl Engine {
                 break;
             }
         }
-        let mut waiting = 0usize;
-        let mut room = 0usize;
+        let mut demand = 0usize;
         for id in self.ready_backends() {
             let backend = &self.backends[id];
             let slots = backend.concurrency.saturating_sub(backend.in_flight).min(backend.quota.headroom(now).max(1)) as usize;
-            room = room.saturating_add(slots);
             // No more classes than slots are looked at: each holds at least one request.
             let lengths = backend.waiting.classes().take(slots).map(|class| self.classes[class as usize].queue.len());
-            waiting = waiting.saturating_add(lengths.sum::<usize>());
+            demand = demand.saturating_add(slots.min(lengths.sum()));
         }
-        room.min(waiting)
+        // A class that several backends wait for was counted by each.
+        usize::try_from(self.ledger.queued).map_or(demand, |queued| demand.min(queued))
     }
 
     fn ready_backends(&self) -> impl Iterator<Item = usize> + '_ {
@@ -94,12 +93,18 @@ impl Engine {
     }
 
     /// The backend that takes the head of `class` now. If there is none, those of its set that were open are blocked when
-    /// this returns, or the head is expired since its limits admit it after its deadline only: look again.
+    /// this returns, or the head is expired since it cannot go before its deadline: look again.
     #[inline]
     fn place(&mut self, now: Instant, class: u32) -> Option<u16> {
         let waiting = &self.classes[class as usize];
         let (set, cost) = (waiting.set, waiting.cost);
         let slot = waiting.queue.head(&self.requests)?;
+        let deadline = self.requests.get(slot).deadline;
+        if deadline <= now {
+            // Its timer fires a fraction of a tick later.
+            self.abort(now, slot, Ending::Expired(Stage::Queued));
+            return None;
+        }
         let avoid = self.requests.history(slot).and_then(|history| history.avoid);
         let mut ready = 0u32;
         let mut last = 0u16;
@@ -127,7 +132,9 @@ impl Engine {
             return Some(last);
         }
         if ready == 0 {
-            self.expire_if_hopeless(now, slot, set);
+            if deadline < Instant::FAR && self.is_hopeless(now, set, cost, deadline) {
+                self.abort(now, slot, Ending::Expired(Stage::Queued));
+            }
             return None;
         }
         let candidates = self.sets[set as usize].backends.iter().filter_map(|&id| {
@@ -142,19 +149,12 @@ impl Engine {
         route::choose(candidates)
     }
 
-    /// Expires a head whose limits admit it only after its deadline. Service time is not estimated.
-    fn expire_if_hopeless(&mut self, now: Instant, slot: u32, set: u32) {
-        let deadline = self.requests.get(slot).deadline;
-        if deadline == Instant::FAR {
-            return;
-        }
-        let admits_in_time = |&id: &u16| match self.backends[usize::from(id)].blocked {
-            Some(Blocked { cause: Cause::Limit, until: Some(until), .. }) => until <= deadline,
-            _ => true,
-        };
-        if !self.sets[set as usize].backends.iter().any(admits_in_time) {
-            self.abort(now, slot, Ending::Expired(Stage::Queued));
-        }
+    /// Whether the limits of every backend of a set admit a cost only after `deadline`. Service time is not estimated.
+    fn is_hopeless(&self, now: Instant, set: u32, cost: u32, deadline: Instant) -> bool {
+        self.sets[set as usize].backends.iter().all(|&id| {
+            let verdict = self.backends[usize::from(id)].quota.next_eligible(now, cost);
+            matches!(verdict.eligible, Eligible::At(at) | Eligible::Closed(at) if at >= deadline)
+        })
     }
 
     #[inline]

@@ -30,7 +30,7 @@ pub(super) struct Lease {
     pub(super) backend: u16,
     /// Units sent and not yet acknowledged.
     pub(super) unacked: u32,
-    /// The server has rejected a message of this attempt: counted once.
+    /// The server has rejected the last message of this attempt: counted once.
     pub(super) rejected: bool,
     pub(super) started_at: Instant,
     /// When its last message was sent.
