@@ -103,7 +103,7 @@ class RateLimitScheduler:
         self._isolation = isolation
         self._clock = clock
         seed = random.getrandbits(64) if seed is None else seed % 2**64
-        self._core = _core.Core(capacity, seed, (retry.attempts, retry.base, retry.cap, retry.budget), clock)
+        self._core = _core.Core(capacity, seed, retry, clock)
         self._runners: dict[str, Runner] = {}
         for backend in self._backends:
             self._add(backend)
@@ -226,7 +226,7 @@ class RateLimitScheduler:
 
         def cancel_request(future: "concurrent.futures.Future[_core.Reply]") -> None:
             if future.cancelled():
-                driver.loop.call_soon_threadsafe(self._core.cancel_listener, future)
+                driver.loop.call_soon_threadsafe(self._core.cancel_for, future)
 
         future.add_done_callback(cancel_request)
         return future
@@ -294,7 +294,7 @@ class RateLimitScheduler:
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
         """
         self._running()
-        terms = self._core.terms(priority, timeout, cost, backend, True, True)  # noqa: FBT003
+        terms = self._core.terms(priority, timeout, cost, backend, True)  # noqa: FBT003
 
         async def submit(runner: object) -> _core.Ticket:
             (ticket,) = await self._accept([runner], repeat(terms), runner)
@@ -305,7 +305,7 @@ class RateLimitScheduler:
     def snapshot(self) -> Snapshot:
         """How everything stands now: backends, their limits, what waits and runs."""
         backends = {}
-        for (name, state, until, in_flight, strays, limits), backend in zip(self._core.status(), self._backends, strict=True):
+        for backend, (state, until, in_flight, strays, limits) in zip(self._backends, self._core.status(), strict=True):
             rows = tuple(
                 LimitState(
                     name=limit.name,
@@ -317,9 +317,9 @@ class RateLimitScheduler:
                     available=available,
                     next_eligible_in=next_eligible,
                 )
-                for limit, (*_, used, available, next_eligible) in zip(backend.quota.limits, limits, strict=True)
+                for limit, (used, available, next_eligible) in zip(backend.quota.limits, limits, strict=True)
             )
-            backends[name] = BackendState(state, until, in_flight, strays, rows)
+            backends[backend.name] = BackendState(state, until, in_flight, strays, rows)
         ledger = self.ledger()
         return Snapshot(backends, ledger.queued, ledger.leased, ledger.done, self._core.workers())
 
@@ -378,8 +378,7 @@ class RateLimitScheduler:
 
     def _add(self, backend: Backend) -> None:
         runner = self._runners[backend.name] = runner_of(backend)
-        limits = [(limit.kind, limit.amount, limit.period, limit.burst or 0) for limit in backend.quota.limits]
-        self._core.add_backend(backend.name, runner, limits, backend.quota.concurrency, backend.timeout, backend.weight)
+        self._core.add_backend(backend, runner)
 
     def _running(self) -> Driver:
         if self._driver is None:

@@ -7,6 +7,7 @@ use tidegate_core::time::Instant;
 
 use crate::convert;
 use crate::core::Core;
+use crate::shell::shell;
 
 /// One attempt of a request: see `tidegate.Request`.
 #[pyclass(frozen, module = "tidegate", freelist = 256)]
@@ -87,7 +88,7 @@ impl Request {
     }
 
     fn recharge<'py>(slf: &Bound<'py, Self>, cost: u32) -> PyResult<Bound<'py, PyAny>> {
-        crate::core::shell(slf.py())?.call_method1("recharge", (slf, cost))
+        shell(slf.py())?.call_method1("recharge", (slf, cost))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -5,8 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::prelude::*;
 use tidegate_core::engine::Handle;
 
-use crate::core::{Core, shell};
+use crate::core::Core;
 use crate::reply::{Reply, Settled};
+use crate::shell::shell;
 
 enum State {
     Pending {
