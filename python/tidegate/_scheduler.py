@@ -58,15 +58,15 @@ class BatchOptions(TypedDict, total=False):
 class RateLimitScheduler:
     """Collects from several rate-limited backends: uses all of what they allow, is not rejected, loses nothing.
 
-    An async context manager; it belongs to the loop that entered it. Leaving it normally drains: everything accepted is finished. Leaving it by an
-    exception or a cancellation closes: what waits is cancelled.
+    An async context manager; it belongs to the loop that entered it. Leaving it normally drains: everything accepted is
+    finished. Leaving it by an exception or a cancellation closes: what waits is cancelled.
 
     Args:
         backends: Where requests may go; names are unique.
         capacity: Most requests pending at once, at least 1. `submit` waits when it is reached.
         retry: How failed attempts are retried.
-        isolation: `"worker"`: handlers run in a pool of long-lived tasks and see the scheduler's context. `"task"`: each attempt has a task of its
-            own and sees the context of who submitted it; costs about 2 µs more.
+        isolation: `"worker"`: handlers run in a pool of long-lived tasks and see the scheduler's context. `"task"`: each
+            attempt has a task of its own and sees the context of who submitted it; costs about 2 µs more.
         clock: A `tidegate.testing.ManualClock` for virtual time; None for real time.
         seed: Of the random back-offs; None for a different one each time.
 
@@ -187,7 +187,8 @@ class RateLimitScheduler:
         return tickets[0]
 
     async def submit_many(self, targets: Iterable[object], **options: Unpack[BatchOptions]) -> list[_core.Ticket]:
-        """Have many requests accepted, in order; waits in line while the scheduler is full. Any option may be a function of the target.
+        """Have many requests accepted, in order; waits in line while the scheduler is full. Any option may be a function of
+        the target.
 
         Returns:
             Tickets in the order of the targets.
@@ -204,13 +205,12 @@ class RateLimitScheduler:
             raise _no_targets(targets)
         return await self._accept(targets, self._terms_for(targets, options))
 
-    def submit_threadsafe(
-        self, target: object, **options: Unpack[RequestOptions]
-    ) -> "concurrent.futures.Future[_core.Reply]":
+    def submit_threadsafe(self, target: object, **options: Unpack[RequestOptions]) -> "concurrent.futures.Future[_core.Reply]":
         """Have a request accepted from any thread.
 
         Returns:
-            A future of its reply; it fails with the request's error, or with `QueueFullError` when the scheduler is full. Cancelling it cancels the request.
+            A future of its reply; it fails with the request's error, or with `QueueFullError` when the scheduler is full.
+            Cancelling it cancels the request.
 
         Raises:
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
@@ -239,9 +239,11 @@ class RateLimitScheduler:
         ahead: int | None = None,
         **options: Unpack[BatchOptions],
     ) -> ReplyStream:
-        """Request many targets and iterate over the replies, failed ones too, as they complete. Any option may be a function of the target.
+        """Request many targets and iterate over the replies, failed ones too, as they complete. Any option may be a function
+        of the target.
 
-        Targets are taken only as fast as replies are consumed. What the iterator of the targets raises is raised after the replies that are owed.
+        Targets are taken only as fast as replies are consumed. What the iterator of the targets raises is raised after the
+        replies that are owed.
 
         Args:
             targets: Any iterable, synchronous or asynchronous; as large as you like.
@@ -278,11 +280,13 @@ class RateLimitScheduler:
 
         return ReplyStream(core, targets, accept, driver.wait_for_room, ahead=count_of("ahead", ahead), ordered=ordered)
 
-    def slot(self, backend: str, *, cost: int = 1, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None) -> Slot:
+    def slot(
+        self, backend: str, *, cost: int = 1, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None
+    ) -> Slot:
         """Run your own code under a backend's limits: `async with scheduler.slot("api") as lease:`.
 
-        The body is one attempt: it is charged when it starts and, unless `lease.ack()` says otherwise, acknowledged when it ends. The
-        backend's attempt timeout does not apply, and nothing is retried.
+        The body is one attempt: it is charged when it starts and, unless `lease.ack()` says otherwise, acknowledged when it
+        ends. The backend's attempt timeout does not apply, and nothing is retried.
 
         Args:
             backend: Name of the backend.
@@ -294,9 +298,9 @@ class RateLimitScheduler:
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
         """
         self._running()
-        terms = self._core.terms(priority, timeout, cost, backend, True)  # noqa: FBT003
+        terms = self._core.terms(priority, timeout, cost, backend, True)
 
-        async def submit(runner: object) -> _core.Ticket:
+        async def submit(runner: Runner) -> _core.Ticket:
             (ticket,) = await self._accept([runner], repeat(terms), runner)
             return ticket
 
@@ -328,7 +332,10 @@ class RateLimitScheduler:
         return Ledger(*self._core.ledger())
 
     async def events(self) -> AsyncIterator[Event]:
-        """Iterate over the changes of state from now on: limits that a server closed, and their reopening. Ends when the scheduler is closed."""
+        """Iterate over the changes of state from now on: limits that a server closed, and their reopening.
+
+        It ends when the scheduler is closed.
+        """
         driver = self._running()
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         stop = driver.listen(queue.put_nowait)

@@ -131,4 +131,4 @@ class Workers:
             case _:
                 outcome, status, headers = verdict_of(error)
                 finish(worker, outcome, error, status, headers)
-        return not self._tasks[worker].cancelling()
+        return self._tasks[worker].cancelling() == 0

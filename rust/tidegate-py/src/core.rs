@@ -421,7 +421,7 @@ impl Core {
     fn pump<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let now = self.now();
         let news = self.lock()?.pump(py, now);
-        let News { interrupt, staffing, wait, idle, events, timed_out, granted, refused } = news;
+        let News { interrupt, staffing, wait, idle, events, timed_out, grants, refused } = news;
         // Errors are made by Python code, so outside of the lock, and before the requests that ended by them are concluded.
         for (request, backend, timeout) in timed_out {
             let error = shell(py)?.call_method1("attempt_timed_out", (&backend, seconds(timeout)))?.unbind();
@@ -432,8 +432,8 @@ impl Core {
         for Foreign { target, future, .. } in refused {
             shell(py)?.call_method1("refuse", (future, target))?;
         }
-        for grant in granted {
-            grant.call0(py)?;
+        for (grant, given) in grants {
+            grant.call1(py, (given,))?;
         }
         let wait = wait.map(seconds);
         (interrupt, staffing.wake, staffing.dismiss, staffing.hire, wait, idle, events).into_pyobject(py)

@@ -71,8 +71,8 @@ pub(crate) struct News {
     pub(crate) events: Vec<(&'static str, Py<PyString>, Option<f64>)>,
     /// Attempts that timed out: their requests, and where.
     pub(crate) timed_out: Vec<(Handle, Py<PyString>, Span)>,
-    /// To be called: extra messages that may be sent now.
-    pub(crate) granted: Vec<Py<PyAny>>,
+    /// To be called: whether an extra message that was waited for may be sent now, or never.
+    pub(crate) grants: Vec<(Py<PyAny>, bool)>,
     /// Requests from other threads that came too late.
     pub(crate) refused: Vec<Foreign>,
 }
@@ -290,10 +290,11 @@ impl State {
         let refused = self.take_in(now);
         self.engine.tick(now);
         let staffing = self.engine.staff(now);
-        let (mut interrupt, mut timed_out, mut granted) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut interrupt, mut timed_out, mut grants) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(action) = self.engine.pop_action() {
             match action {
                 Action::Interrupt { lease } => {
+                    grants.extend(self.grants.remove(&lease.to_bits()).map(|grant| (grant, false)));
                     // It may have returned since: then its worker runs something else, or nothing.
                     let theirs = |worker: &Worker| worker.running.is_some_and(|running| running.lease == lease);
                     if let Some(worker) = self.workers.iter().position(theirs) {
@@ -304,7 +305,9 @@ impl State {
                 Action::TimedOut { request, backend, timeout } => {
                     timed_out.push((request, self.backends[usize::from(backend.0)].name.clone_ref(py), timeout));
                 }
-                Action::Recharged { lease } => granted.extend(self.grants.remove(&lease.to_bits())),
+                Action::Recharged { lease } => {
+                    grants.extend(self.grants.remove(&lease.to_bits()).map(|grant| (grant, true)));
+                }
             }
         }
         let mut events = Vec::new();
@@ -324,7 +327,7 @@ impl State {
         self.idle_watched &= !idle;
         self.room_watched &= !self.engine.room().has_room();
         let wait = wake.map(|wake| wake.since(now));
-        News { interrupt, staffing, wait, idle, events, timed_out, granted, refused }
+        News { interrupt, staffing, wait, idle, events, timed_out, grants, refused }
     }
 
     /// Accepts what other threads have handed in; returns what came too late.
