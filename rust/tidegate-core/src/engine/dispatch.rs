@@ -270,7 +270,12 @@ impl Engine {
     pub(super) fn blocked_since(&self, now: Instant, slot: u32) -> (Span, Span) {
         let entry = self.requests.get(slot);
         let set = self.classes[entry.class as usize].set;
-        entry.mark.until(self.sets[set as usize].mark(now))
+        let (limit, concurrency) = entry.mark.until(self.sets[set as usize].mark(now));
+        // Marks are coarse: what they tell apart may be longer than the wait.
+        let since = self.requests.history(slot).map_or(entry.accepted_at, |history| history.waiting_since);
+        let waited = now.since(since);
+        let limit = limit.min(waited);
+        (limit, concurrency.min(waited - limit))
     }
 
     /// Takes nothing more from the queue to this backend until its timer, or an event, reopens it.
@@ -282,13 +287,10 @@ impl Engine {
             self.wheel.disarm(timer);
         }
         backend.timer = blocked.until.map(|until| self.wheel.arm(until, Timer::Backend(id)));
-        for &set in &backend.sets {
-            match before {
-                None => self.sets[set as usize].one_blocked(now, blocked.cause),
-                Some(before) if before.cause != blocked.cause => {
-                    self.sets[set as usize].cause_changed(now, blocked.cause);
-                }
-                Some(_) => {}
+        let before = before.map(|before| before.cause);
+        if before != Some(blocked.cause) {
+            for &set in &backend.sets {
+                self.sets[set as usize].change(now, before, Some(blocked.cause));
             }
         }
         self.note_ready(id);
@@ -305,12 +307,12 @@ impl Engine {
             self.block(now, id, Blocked { cause: Cause::Concurrency, until: None, reserved_for: None });
             return;
         }
-        if backend.blocked.take().is_some() {
+        if let Some(before) = backend.blocked.take() {
             if let Some(timer) = backend.timer.take() {
                 self.wheel.disarm(timer);
             }
             for &set in &backend.sets {
-                self.sets[set as usize].one_opened(now);
+                self.sets[set as usize].change(now, Some(before.cause), None);
             }
         }
         self.note_ready(id);

@@ -214,11 +214,15 @@ impl Engine {
             return set;
         }
         let set = self.sets.len() as u32;
-        let open = backends.iter().filter(|&&b| self.backends[usize::from(b)].blocked.is_none()).count();
-        for &backend in &backends {
-            self.backends[usize::from(backend)].sets.push(set);
+        let mut clocks = BackendSet::new(backends.clone(), now);
+        for &id in &backends {
+            let backend = &mut self.backends[usize::from(id)];
+            backend.sets.push(set);
+            if let Some(blocked) = backend.blocked {
+                clocks.change(now, None, Some(blocked.cause));
+            }
         }
-        self.sets.push(BackendSet::new(backends.clone(), open as u32, now));
+        self.sets.push(clocks);
         self.set_ids.insert(backends, set);
         set
     }
