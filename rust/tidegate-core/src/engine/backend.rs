@@ -14,7 +14,7 @@ use crate::wheel::TimerId;
 pub struct BackendSpec {
     /// What its server allows.
     pub limits: Vec<Limit>,
-    /// Attempts at once; `None` for no cap.
+    /// Attempts at once, at least 1; `None` for no cap.
     pub concurrency: Option<u32>,
     /// Longest attempt; `None` for no end.
     pub timeout: Option<Span>,

@@ -183,10 +183,12 @@ impl Engine {
         if full {
             self.block(now, id, Blocked { cause: Cause::Concurrency, until: None, reserved_for: None });
         }
-        let failed = self.requests.history(slot).map_or(0, |history| history.failed);
-        if failed == 0 {
+        let failed = if let Some(history) = self.requests.history(slot) {
+            history.failed
+        } else {
             self.budget.deposit();
-        }
+            0
+        };
         Leased {
             lease: self.leases.id(lease),
             request: self.requests.handle(slot),

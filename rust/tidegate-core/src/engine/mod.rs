@@ -173,7 +173,7 @@ impl Engine {
         }
     }
 
-    /// Bytes that a waiting request takes here.
+    /// Bytes that a waiting request takes here; one with a deadline or an earlier attempt takes more.
     pub const BYTES_PER_REQUEST: usize = Requests::bytes_each();
 
     /// Adds a backend, open and with nothing used.
