@@ -140,6 +140,8 @@ impl Engine {
         let Some(index) = self.leases.find(lease) else { return Finished::Stray };
         let running = self.leases.get(index);
         let (id, request) = (running.backend, running.request);
+        self.drop_recharges(now, id, lease);
+        let running = self.leases.get(index);
         if unsent && running.unacked > 0 {
             let (sent_at, unacked) = (running.sent_at, running.unacked);
             self.leases.get_mut(index).unacked = 0;
@@ -176,7 +178,6 @@ impl Engine {
                 Outcome::Neutral => self.die(now, slot, index),
             },
         };
-        self.drop_recharges(now, id, lease);
         self.leases.remove(index);
         let backend = &mut self.backends[usize::from(id)];
         backend.in_flight -= 1;
@@ -280,9 +281,9 @@ impl Engine {
             self.wheel.disarm(timer);
         }
         self.backends[usize::from(id)].strays += 1;
-        self.unanswered(now, index);
         let lease = self.leases.id(index);
         self.drop_recharges(now, id, lease);
+        self.unanswered(now, index);
         self.actions.push_back(Action::Interrupt { lease });
     }
 
@@ -380,7 +381,7 @@ impl Engine {
         }
     }
 
-    /// An attempt that is over sends nothing more.
+    /// An attempt that is over sends nothing more. To be called before anything that may grant it a message.
     fn drop_recharges(&mut self, now: Instant, id: u16, lease: LeaseId) {
         let recharges = &mut self.backends[usize::from(id)].recharges;
         if recharges.is_empty() {

@@ -325,6 +325,11 @@ impl Engine {
         self.wheel.next_wake()
     }
 
+    /// Timers that are armed: at most one a backend, a deadline or backoff, and a running attempt.
+    pub fn timers(&self) -> usize {
+        self.wheel.len()
+    }
+
     /// The next request that ended without its owner being told, by order of ending.
     pub fn pop_ended(&mut self) -> Option<Ended> {
         let ended = self.ended.pop_front()?;
