@@ -147,9 +147,7 @@ impl Engine {
             self.leases.get_mut(index).unacked = 0;
             let quota = &mut self.backends[usize::from(id)].quota;
             quota.refund(sent_at, unacked);
-            if let Some(Blocked { cause: Cause::Limit, .. }) = self.backends[usize::from(id)].blocked {
-                self.reopen(now, id);
-            }
+            self.limit_changed(now, id);
         } else if request.is_none() {
             // What it sent is settled, but a rejection is news all the same.
             if outcome == Outcome::Limited {
@@ -347,10 +345,17 @@ impl Engine {
         }
     }
 
-    /// A quota that only an event could make room in has seen one.
+    /// Something happened to a quota: what it holds back may go earlier than it was told.
     #[inline]
     fn limit_changed(&mut self, now: Instant, id: u16) {
-        if let Some(Blocked { cause: Cause::Limit, until: None, .. }) = self.backends[usize::from(id)].blocked {
+        let backend = &self.backends[usize::from(id)];
+        let Some(Blocked { cause: Cause::Limit, until, cost, .. }) = backend.blocked else { return };
+        let earlier = match backend.quota.next_eligible(now, cost).eligible {
+            Eligible::Now => true,
+            Eligible::At(at) | Eligible::Closed(at) => until.is_none_or(|until| at < until),
+            Eligible::OnAck | Eligible::Never => false,
+        };
+        if earlier {
             self.reopen(now, id);
         }
     }
@@ -361,23 +366,19 @@ impl Engine {
         loop {
             let backend = &mut self.backends[usize::from(id)];
             let &(lease, cost) = backend.recharges.front()?;
-            let until = match backend.quota.next_eligible(now, cost).eligible {
-                Eligible::Now => {
-                    backend.recharges.pop_front();
-                    backend.quota.send(now, cost);
-                    if let Some(index) = self.leases.find(lease) {
-                        let lease = self.leases.get_mut(index);
-                        lease.unacked += cost;
-                        lease.sent_at = now;
-                        lease.rejected = false;
-                    }
-                    self.actions.push_back(Action::Recharged { lease });
-                    continue;
-                }
-                Eligible::At(at) | Eligible::Closed(at) => Some(at),
-                Eligible::OnAck | Eligible::Never => None,
-            };
-            return Some(Blocked { cause: Cause::Limit, until, reserved_for: None });
+            let blocked = Blocked::by(backend.quota.next_eligible(now, cost).eligible, cost, None);
+            if blocked.is_some() {
+                return blocked;
+            }
+            backend.recharges.pop_front();
+            backend.quota.send(now, cost);
+            if let Some(index) = self.leases.find(lease) {
+                let lease = self.leases.get_mut(index);
+                lease.unacked += cost;
+                lease.sent_at = now;
+                lease.rejected = false;
+            }
+            self.actions.push_back(Action::Recharged { lease });
         }
     }
 

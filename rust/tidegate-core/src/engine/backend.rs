@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::lease::LeaseId;
 use super::request::Mark;
-use crate::limit::{Limit, Margin, Quota};
+use crate::limit::{Eligible, Limit, Margin, Quota};
 use crate::queue::{Key, ReadyHeap};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
@@ -36,8 +36,26 @@ pub(super) struct Blocked {
     pub(super) cause: Cause,
     /// When its timer reopens it; `None` when only an event can.
     pub(super) until: Option<Instant>,
+    /// What its limits do not admit until then.
+    pub(super) cost: u32,
     /// The head for whose cost it is kept. Another head lifts the block.
     pub(super) reserved_for: Option<Key>,
+}
+
+impl Blocked {
+    /// By its concurrency cap.
+    pub(super) const FULL: Blocked = Blocked { cause: Cause::Concurrency, until: None, cost: 0, reserved_for: None };
+
+    /// By its limits, which are not `eligible` now for `cost`; nothing if they are.
+    #[inline]
+    pub(super) fn by(eligible: Eligible, cost: u32, reserved_for: Option<Key>) -> Option<Blocked> {
+        let until = match eligible {
+            Eligible::Now => return None,
+            Eligible::At(at) | Eligible::Closed(at) => Some(at),
+            Eligible::OnAck | Eligible::Never => None,
+        };
+        Some(Blocked { cause: Cause::Limit, until, cost, reserved_for })
+    }
 }
 
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! From the queue to a lease: which head goes next, and to which backend.
 
-use super::backend::{Blocked, Cause};
+use super::backend::Blocked;
 use super::event::{Ending, Stage};
 use super::lease::LeaseId;
 use super::request::{Handle, State};
@@ -114,19 +114,15 @@ impl Engine {
             if backend.blocked.is_some() {
                 continue;
             }
-            let until = match backend.quota.next_eligible(now, cost).eligible {
-                Eligible::Now => {
+            // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
+            let reserved_for = (cost > 1).then(|| self.requests.node(slot).key());
+            match Blocked::by(backend.quota.next_eligible(now, cost).eligible, cost, reserved_for) {
+                Some(blocked) => self.block(now, id, blocked),
+                None => {
                     ready += 1;
                     last = id;
-                    continue;
                 }
-                Eligible::At(at) | Eligible::Closed(at) => Some(at),
-                Eligible::OnAck | Eligible::Never => None,
-            };
-            let key = self.requests.node(slot).key();
-            // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
-            let reserved_for = (cost > 1).then_some(key);
-            self.block(now, id, Blocked { cause: Cause::Limit, until, reserved_for });
+            }
         }
         if ready == 1 {
             return Some(last);
@@ -181,7 +177,7 @@ impl Engine {
         }
         self.ledger.leased += 1;
         if full {
-            self.block(now, id, Blocked { cause: Cause::Concurrency, until: None, reserved_for: None });
+            self.block(now, id, Blocked::FULL);
         }
         let failed = if let Some(history) = self.requests.history(slot) {
             history.failed
@@ -306,7 +302,7 @@ impl Engine {
         }
         let backend = &mut self.backends[usize::from(id)];
         if backend.is_full() {
-            self.block(now, id, Blocked { cause: Cause::Concurrency, until: None, reserved_for: None });
+            self.block(now, id, Blocked::FULL);
             return;
         }
         if let Some(before) = backend.blocked.take() {
