@@ -50,9 +50,9 @@ class BatchOptions(TypedDict, total=False):
     """The options of many requests: each a value, or a function that gives it for a target."""
 
     priority: int | Callable[[object], int]
-    timeout: float | timedelta | None | Callable[[object], float | timedelta | None]
+    timeout: float | timedelta | Callable[[object], float | timedelta | None] | None
     cost: int | Callable[[object], int]
-    backends: Sequence[str] | str | None | Callable[[object], Sequence[str] | str | None]
+    backends: Sequence[str] | str | Callable[[object], Sequence[str] | str | None] | None
 
 
 class RateLimitScheduler:
@@ -187,8 +187,9 @@ class RateLimitScheduler:
         return tickets[0]
 
     async def submit_many(self, targets: Iterable[object], **options: Unpack[BatchOptions]) -> list[_core.Ticket]:
-        """Have many requests accepted, in order; waits in line while the scheduler is full. Any option may be a function of
-        the target.
+        """Have many requests accepted, in order; waits in line while the scheduler is full.
+
+        Any option may be a function of the target.
 
         Returns:
             Tickets in the order of the targets.
@@ -239,11 +240,10 @@ class RateLimitScheduler:
         ahead: int | None = None,
         **options: Unpack[BatchOptions],
     ) -> ReplyStream:
-        """Request many targets and iterate over the replies, failed ones too, as they complete. Any option may be a function
-        of the target.
+        """Request many targets and iterate over the replies, failed ones too, as they complete.
 
         Targets are taken only as fast as replies are consumed. What the iterator of the targets raises is raised after the
-        replies that are owed.
+        replies that are owed. Any option may be a function of the target.
 
         Args:
             targets: Any iterable, synchronous or asynchronous; as large as you like.
