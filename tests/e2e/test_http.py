@@ -125,7 +125,7 @@ async def test_failed_server_is_retried(serve: Serve):
         return web.Response(status=statuses.pop(0))
 
     backend = HttpBackend("web", await serve(recovering))
-    async with RateLimitScheduler([backend], retry=Retry(base=0.001, budget=10)) as scheduler:
+    async with RateLimitScheduler([backend], retry=Retry(base=0.001)) as scheduler:
         reply = await scheduler.fetch("")
     assert reply.attempts == 3
     assert not statuses
@@ -403,7 +403,7 @@ async def test_attempt_without_an_answer_ends_at_the_backends_timeout(serve: Ser
         return web.Response()
 
     backend = HttpBackend("web", await serve(silent), timeout=0.1)
-    async with RateLimitScheduler([backend], retry=Retry(attempts=2, base=0.001, budget=10)) as scheduler:
+    async with RateLimitScheduler([backend], retry=Retry(attempts=2, base=0.001)) as scheduler:
         with pytest.raises(RequestFailedError):
             await scheduler.fetch("")
         assert scheduler.ledger().dead == 1
@@ -477,7 +477,7 @@ async def test_secrets_show_nowhere(serve: Serve, caplog: pytest.LogCaptureFixtu
         backend("late", f"http://user:{secret}@{full[0]}:{full[1]}/?key={secret}&q={{target}}", client=hasty),
     ]
     shown = [repr(backend) for backend in backends]
-    async with RateLimitScheduler(backends, retry=Retry(attempts=2, base=0.001, budget=10)) as scheduler:
+    async with RateLimitScheduler(backends, retry=Retry(attempts=2, base=0.001)) as scheduler:
         for each in backends:
             target = f"http://host.invalid/?{secret}" if each.name == "away" else "x"
             try:

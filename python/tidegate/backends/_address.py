@@ -82,10 +82,15 @@ def shown(url: str | URL) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def refused(option: str, value: object, way_out: str) -> ConfigError:
+    """The error of an option; `value` as it may be shown."""
+    return ConfigError(f"{option}={value!r}: {way_out}", option=option, value=value)
+
+
 def _check(text: str) -> None:
     """Refuse what could not become a URL, before anything is sent."""
     if not isinstance(text, str):
-        raise ConfigError("url", text, FORMS)
+        raise refused("url", text, FORMS)
     if text == PLACE:
         return
     try:
@@ -93,15 +98,15 @@ def _check(text: str) -> None:
         fits = parts.scheme in {"http", "https"} and bool(parts.hostname)
         _ = parts.port  # raises when it is no number below 65536
     except ValueError:
-        raise ConfigError("url", "an unreadable URL", FORMS) from None
+        raise refused("url", "an unreadable URL", FORMS) from None
     value = shown(text)
     if not fits:
-        raise ConfigError("url", value, f"start it with http:// or https:// and a host; {FORMS}")
+        raise refused("url", value, f"start it with http:// or https:// and a host; {FORMS}")
     if parts.fragment or "#" in text:
-        raise ConfigError("url", value, "leave out the fragment ('#...'): it is never sent")
+        raise refused("url", value, "leave out the fragment ('#...'): it is never sent")
     if names := set(re.findall(r"\{[^{}]*\}", text)) - {PLACE}:
-        raise ConfigError("url", value, f"the only field is {PLACE}, not {', '.join(sorted(names))}")
+        raise refused("url", value, f"the only field is {PLACE}, not {', '.join(sorted(names))}")
     if PLACE in parts.netloc:
-        raise ConfigError("url", value, f"put {PLACE} into the path or the query; for many hosts use url='{PLACE}'")
+        raise refused("url", value, f"put {PLACE} into the path or the query; for many hosts use url='{PLACE}'")
     if PLACE not in text and (parts.query or not parts.path.endswith("/")):
-        raise ConfigError("url", value, FORMS)
+        raise refused("url", value, FORMS)

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tidegate import Backend, BackendQuota, ConfigError, Request, TidegateError
-from tidegate.backends._address import Address, AddressError, shown
+from tidegate import Backend, BackendQuota, Request, TidegateError
+from tidegate.backends._address import Address, AddressError, refused, shown
 
 if TYPE_CHECKING:
     import aiohttp
@@ -151,11 +151,11 @@ class HttpBackend(Backend):
         _require_aiohttp()
         address = Address(url)
         if not isinstance(method, str) or not (method.isascii() and method.isalpha()):
-            raise ConfigError("method", method, "give a method as 'GET' or 'POST'")
+            raise refused("method", method, "give a method as 'GET' or 'POST'")
         if not isinstance(max_redirects, int) or max_redirects < 0:
-            raise ConfigError("max_redirects", max_redirects, "give a whole number from 0")
+            raise refused("max_redirects", max_redirects, "give a whole number from 0")
         if parse is not None and not callable(parse):
-            raise ConfigError("parse", parse, "give a function of the response, or leave it out for the whole body")
+            raise refused("parse", parse, "give a function of the response, or leave it out for the whole body")
         if headers is not None and not callable(headers):
             _check_headers(headers, url)
         super().__init__(name, self._exchange, quota, **options)
@@ -249,7 +249,7 @@ class HttpBackend(Backend):
 
     def _check_pool(self, client: aiohttp.ClientSession) -> None:
         """Warn, once, when the client would throttle before the quota does."""
-        wanted = self.quota.concurrency if self.quota is not None else None
+        wanted = self.quota.concurrency
         pool = client.connector
         if self._warned or pool is None or wanted is None:
             return
@@ -276,8 +276,6 @@ class _Wire:
 
     async def __call__(self, message: aiohttp.ClientRequest, send: ClientHandlerType) -> aiohttp.ClientResponse:
         if self._sent:
-            # A message that was lost without headers is over: unacknowledged it would hold the room that this one needs.
-            self._request.ack()
             await self._request.recharge()
         self._sent = True
         if message.url.origin() != self._origin:
@@ -326,15 +324,15 @@ def _require_aiohttp() -> None:
     try:
         import aiohttp  # noqa: F401
     except ImportError:
-        raise ConfigError("client", "aiohttp", "it is not installed: pip install 'aiohttp>=3.12'") from None
+        raise refused("client", "aiohttp", "it is not installed: pip install 'aiohttp>=3.12'") from None
 
 
 def _check_headers(headers: Headers, url: object) -> None:
     """Refuse headers that aiohttp would refuse later, in a message without their values."""
     if not isinstance(headers, Mapping):
-        raise ConfigError("headers", type(headers).__name__, "give a mapping of names to values, or a function of the request")
+        raise refused("headers", type(headers).__name__, "give a mapping of names to values, or a function of the request")
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str) or any(c in value for c in "\r\n\0"):
-            raise ConfigError("headers", name, "give each value as a str of one line")
+            raise refused("headers", name, "give each value as a str of one line")
     if any(name.lower() == "authorization" for name in headers) and "@" in urlsplit(str(url)).netloc:
-        raise ConfigError("headers", "Authorization", "leave it out, or take user and password out of the url")
+        raise refused("headers", "Authorization", "leave it out, or take user and password out of the url")
