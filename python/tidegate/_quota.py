@@ -26,7 +26,7 @@ UNITS = {
 GRAMMAR = re.compile(
     r"""
     (?P<amount> \d[\d_]* ) \s* (?P<kilo> k )? \s* / \s*
-    (?P<count> \d+ (?: \.\d+ )? )? \s* (?P<unit> [a-z]+? ) s?
+    (?P<count> \d+ (?: \.\d+ )? )? \s* (?P<unit> ms | [a-z]+? ) s?
     (?: \s+ burst \s* (?P<burst> \d[\d_]* ) )?
     (?: \s+ (?P<kind> window | bucket ) )?
     """,
