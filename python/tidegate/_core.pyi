@@ -5,6 +5,8 @@ from concurrent.futures import Future
 from datetime import timedelta
 from typing import Self, final
 
+from typing_extensions import disjoint_base
+
 from tidegate._backend import Backend
 from tidegate._errors import TidegateError
 from tidegate._options import Retry
@@ -15,8 +17,9 @@ BYTES_PER_REQUEST: int
 
 def outcome_of_status(status: int, headers: object | None, /) -> int: ...
 
+@disjoint_base
 class ManualClock:
-    def __new__(cls) -> Self: ...
+    def __init__(self) -> None: ...
     def time(self) -> float: ...
     def time_ns(self) -> int: ...
     def _move_to(self, nanos: int) -> None: ...

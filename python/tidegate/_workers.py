@@ -96,7 +96,8 @@ class Workers:
             core.leave(worker, dismissed)
 
     async def _sleep(self, worker: int) -> bool:
-        future = self._parked[worker] = self._loop.create_future()
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._parked[worker] = future
         try:
             return await future
         finally:

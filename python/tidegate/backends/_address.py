@@ -63,8 +63,8 @@ class Address:
                     url = url.with_user(base.user).with_password(base.password) if base.user else url
             fits = url.scheme in {"http", "https"} and bool(url.host) and (base is None or url.origin() == base.origin())
         except ValueError:
-            fits = False  # its text may hold secrets: the cause is not chained
-        if not fits:
+            url, fits = None, False  # its text may hold secrets: the cause is not chained
+        if url is None or not fits:
             expected = "an http(s) URL" if self.whole else f"a reference within {shown(self.text)}"
             raise AddressError(f"target of {len(str(target))} characters is not {expected}")
         return url

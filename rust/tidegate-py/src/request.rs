@@ -120,14 +120,14 @@ impl Request {
     ///     CostExceedsBurstError: The backend never admits that cost.
     ///
     /// Cancellation: nothing is charged.
-    #[pyo3(signature = (cost=None))]
+    #[pyo3(signature = (cost=None), text_signature = "(self, cost=1)")]
     fn recharge<'py>(slf: &Bound<'py, Self>, cost: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
         let cost = cost.map_or(Ok(1), convert::cost)?;
         shell(slf.py())?.call_method1("recharge", (slf, cost))
     }
 
     /// The same from a handler's thread: blocks it until one more message may be sent.
-    #[pyo3(signature = (cost=None))]
+    #[pyo3(signature = (cost=None), text_signature = "(self, cost=1)")]
     fn recharge_blocking(slf: &Bound<'_, Self>, cost: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let cost = cost.map_or(Ok(1), convert::cost)?;
         shell(slf.py())?.call_method1("recharge_blocking", (slf, cost)).map(drop)
