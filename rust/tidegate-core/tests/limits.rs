@@ -1,4 +1,6 @@
 //! Quotas against strict servers, and against a slow model of what they promise.
+//!
+//! Runs 256 cases a property; `PROPTEST_CASES=100000` soaks.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -259,8 +261,6 @@ fn scaled(shares: &(f64, f64, f64, u8, f64), capacity: u32, longest: u64) -> Mes
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
     /// However long messages and replies travel, whichever are lost, and whatever they cost: no server that counts exactly
     /// rejects one, and every message is sent.
     #[test]
@@ -281,18 +281,21 @@ proptest! {
         prop_assert_eq!(outcome.sent, shares.len());
     }
 
-    /// The margin covers a server whose clock is slow or fast by 100 ppm, and one that truncates to milliseconds.
+    /// The margin covers a server whose clock is 100 ppm slow or fast and shows whole milliseconds only.
     #[test]
-    fn the_margin_covers_drift_or_truncation(
+    fn the_margin_covers_drift_and_truncation(
         limits in prop::collection::vec(limit(), 1..3),
         which in prop::collection::vec(any::<u8>(), 2),
         shares in prop::collection::vec(message(), 1..150),
-        skew in 0usize..3,
+        ppm in prop::sample::select(vec![-100i64, 0, 100]),
+        resolution in prop::sample::select(vec![1, MS]),
     ) {
-        let clock = [|now: u64| now - now / 10_000, |now: u64| now + now / 10_000, |now: u64| now / MS * MS][skew];
-        // A truncating server has periods that it can measure.
+        let clock = |now: u64| now.saturating_add_signed(now as i64 * ppm / 1_000_000) / resolution * resolution;
+        // Such a server has periods of whole milliseconds. A unit takes longer than the drift over one of them (0.1 µs):
+        // the floor is not stretched for it.
         let rounded = |limit: &Limit| {
-            let period = Span::from_nanos(limit.period().as_nanos().next_multiple_of(MS));
+            let period = limit.period().as_nanos().max(u64::from(limit.amount()) * 1000);
+            let period = Span::from_nanos(period.next_multiple_of(MS));
             match limit.kind() {
                 Kind::Window => Limit::window(limit.amount(), period),
                 _ => Limit::bucket(limit.amount(), period, limit.burst()),
@@ -466,8 +469,6 @@ fn conjunction(answers: &[Eligible]) -> (Eligible, Option<u16>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
     /// `next_eligible` is exact and tight: what it says of now, and the instant that it promises, is what trying every
     /// instant gives, for late and early acknowledgements, refunds, charges ahead of the queue and a clock that steps back.
     /// Every limit is charged or none is, asking changes nothing, and usage and headroom agree with it.
@@ -609,8 +610,6 @@ impl GateModel {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
-
     /// While the gate is closed nothing goes; once it reopens exactly one message is out until the server has accepted one
     /// sent since; messages from before a closure neither open it nor count; no closure is ever shortened.
     #[test]
