@@ -69,6 +69,13 @@ pub enum Finished {
         /// Attempts it took.
         attempts: u32,
     },
+    /// Its attempt was given up before anything was sent: it counts as cancelled.
+    GivenUp {
+        /// What its time went to.
+        waits: Waits,
+        /// From acceptance until now.
+        age: Span,
+    },
     /// It ends without a value.
     Dead {
         /// What its time went to, this attempt included.
@@ -173,6 +180,7 @@ impl Engine {
                 Outcome::Ok => self.succeeded(now, slot, index),
                 Outcome::Limited => self.limited(now, slot, index),
                 Outcome::Failed => self.failed(now, slot, index),
+                Outcome::Neutral if unsent => self.given_up(now, slot, index),
                 Outcome::Neutral => self.die(now, slot, index),
             },
         };
@@ -182,6 +190,16 @@ impl Engine {
         if let Some(Blocked { cause: Cause::Concurrency, .. }) = backend.blocked {
             self.reopen(now, id);
         }
+        finished
+    }
+
+    /// The shell gives an attempt up while its handler still runs (a thread cannot be stopped): its request ends dead, the
+    /// lease goes on as a stray until it is finished.
+    pub fn abandon(&mut self, now: Instant, lease: LeaseId) -> Finished {
+        let Some(index) = self.leases.find(lease) else { return Finished::Stray };
+        let Some(slot) = self.leases.get(index).request else { return Finished::Stray };
+        let finished = self.die(now, slot, index);
+        self.detach(now, index);
         finished
     }
 
@@ -239,6 +257,15 @@ impl Engine {
         self.ledger.leased -= 1;
         self.ledger.queued += 1;
         Finished::Again { failed: true }
+    }
+
+    fn given_up(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
+        let waits = self.waits_with(now, slot, lease);
+        let age = now.since(self.requests.get(slot).accepted_at);
+        self.ledger.leased -= 1;
+        self.ledger.cancelled += 1;
+        self.release(slot);
+        Finished::GivenUp { waits, age }
     }
 
     fn die(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {

@@ -15,6 +15,7 @@
 
 mod attempt;
 mod backend;
+mod crew;
 mod dispatch;
 mod event;
 mod lease;
@@ -26,6 +27,7 @@ use std::fmt;
 
 pub use attempt::{Answer, Finished, Outcome, Recharge};
 pub use backend::BackendSpec;
+pub use crew::{Slice, Staffing};
 pub use dispatch::Leased;
 pub use event::{Action, Ended, Ending, Event, Stage};
 pub use lease::LeaseId;
@@ -39,6 +41,7 @@ use crate::retry::{Budget, Random, Retry};
 use crate::time::Instant;
 use crate::wheel::Wheel;
 use backend::{Backend, BackendSet};
+use crew::Crew;
 use lease::Leases;
 use request::{Requests, State};
 
@@ -142,6 +145,7 @@ pub struct Engine {
     ledger: Ledger,
     next_sequence: u64,
     accepting: bool,
+    crew: Crew,
     ended: VecDeque<Ended>,
     actions: VecDeque<Action>,
     events: VecDeque<Event>,
@@ -167,6 +171,7 @@ impl Engine {
             ledger: Ledger::default(),
             next_sequence: 0,
             accepting: true,
+            crew: Crew::default(),
             ended: VecDeque::new(),
             actions: VecDeque::new(),
             events: VecDeque::new(),
@@ -183,6 +188,7 @@ impl Engine {
     pub fn add_backend(&mut self, spec: &BackendSpec) -> BackendId {
         let id = u16::try_from(self.backends.len()).expect("at most 65535 backends");
         self.backends.push(Backend::new(spec));
+        self.crew.backend_added(spec.concurrency);
         self.ready.resize(self.backends.len().div_ceil(64), 0);
         BackendId(id)
     }
@@ -254,6 +260,11 @@ impl Engine {
         let Some(slot) = self.requests.find(handle) else { return false };
         self.abort(now, slot, Ending::Cancelled);
         true
+    }
+
+    /// Names the request in `slot`, if one is pending there.
+    pub fn handle_at(&self, slot: u32) -> Option<Handle> {
+        (self.requests.is_live(slot)).then(|| self.requests.handle(slot))
     }
 
     /// The consumer took the value of a held request that is done.

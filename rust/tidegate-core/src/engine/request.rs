@@ -208,6 +208,10 @@ impl Requests {
         &mut self.entries[slot as usize]
     }
 
+    pub(super) fn is_live(&self, slot: u32) -> bool {
+        self.entries.get(slot as usize).is_some_and(|entry| entry.state != State::Free)
+    }
+
     /// The slots of all that are pending.
     pub(super) fn pending(&self) -> Vec<u32> {
         let live = |(slot, entry): (usize, &Entry)| (entry.state != State::Free).then_some(slot as u32);

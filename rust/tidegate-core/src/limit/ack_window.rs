@@ -1,13 +1,12 @@
 //! A window whose clock starts at the acknowledgement.
 
-use std::collections::VecDeque;
-
+use super::schedule::Schedule;
 use super::{Eligible, Margin, Policy};
 use crate::time::{Instant, Span};
 
 /// Up to this amount every release is remembered to the nanosecond, 16 bytes each.
 const EXACT: u32 = 4096;
-/// Above it, releases are rounded up to this many steps a period, at a loss of at most 0.4 % of the rate.
+/// Above it, a release is rounded up to one of this many steps a period, which costs at most 0.4 % of the rate.
 const STEPS: u64 = 256;
 
 /// At most `amount` units in any window of `period`, as the server sees them.
@@ -29,9 +28,8 @@ pub struct AckWindow {
     in_flight: u32,
     /// Sum of `releases`.
     held: u32,
-    /// When acknowledged units become free: strictly ascending instants, costs of at least 1. Those that have passed
-    /// are dropped by the next send.
-    releases: VecDeque<(Instant, u32)>,
+    /// When acknowledged units become free, all after `latest`: those that have are dropped by the next send.
+    releases: Schedule,
     /// The latest instant given to `send`.
     latest: Instant,
 }
@@ -46,17 +44,29 @@ impl AckWindow {
             step,
             in_flight: 0,
             held: 0,
-            releases: VecDeque::new(),
+            releases: Schedule::default(),
             latest: Instant::ORIGIN,
         }
     }
 
     fn release(&self, at: Instant) -> Instant {
         let exact = at.max(self.latest) + self.hold;
-        match exact.as_nanos().checked_next_multiple_of(self.step) {
-            Some(rounded) => Instant::from_nanos(rounded),
-            None => Instant::FAR,
+        if self.step == 1 {
+            return exact;
         }
+        let rounded = exact.as_nanos().checked_next_multiple_of(self.step);
+        rounded.map_or(Instant::FAR, Instant::from_nanos)
+    }
+
+    /// The release that makes the first `units` of those held free.
+    #[cold]
+    fn freed(&self, units: u32) -> Option<Instant> {
+        let mut freed = 0;
+        let reached = |entry: &&(Instant, u32)| {
+            freed += entry.1;
+            freed >= units
+        };
+        self.releases.iter().find(reached).map(|entry| entry.0)
     }
 }
 
@@ -65,24 +75,17 @@ impl Policy for AckWindow {
     /// Constant while there is room or `cost` is 1; else linear in the releases that make up `cost`.
     #[inline]
     fn next_eligible(&self, now: Instant, cost: u32) -> Eligible {
-        if cost > self.amount {
+        let Some(room) = self.amount.checked_sub(cost) else {
             return Eligible::Never;
+        };
+        match room.checked_sub(self.in_flight) {
+            None => Eligible::OnAck,
+            Some(room) if self.held <= room => Eligible::Now,
+            Some(room) => match self.freed(self.held - room) {
+                Some(at) if at > now => Eligible::At(at),
+                _ => Eligible::Now,
+            },
         }
-        let room = self.amount - cost;
-        if self.in_flight > room {
-            return Eligible::OnAck;
-        }
-        let mut held = self.held;
-        if held <= room - self.in_flight {
-            return Eligible::Now;
-        }
-        for &(release, units) in &self.releases {
-            held -= units;
-            if held <= room - self.in_flight {
-                return if release <= now.max(self.latest) { Eligible::Now } else { Eligible::At(release) };
-            }
-        }
-        Eligible::OnAck
     }
 
     /// # Complexity
@@ -90,12 +93,8 @@ impl Policy for AckWindow {
     #[inline]
     fn send(&mut self, now: Instant, cost: u32) {
         self.latest = self.latest.max(now);
-        while let Some(&(release, units)) = self.releases.front() {
-            if release > self.latest {
-                break;
-            }
+        while let Some((_, units)) = self.releases.pop(self.latest) {
             self.held -= units;
-            self.releases.pop_front();
         }
         self.in_flight = self.in_flight.saturating_add(cost);
     }
@@ -107,24 +106,10 @@ impl Policy for AckWindow {
         debug_assert!(cost <= self.in_flight, "acknowledged more than was sent");
         self.in_flight = self.in_flight.saturating_sub(cost);
         let cost = cost.min(u32::MAX - self.held);
-        if cost == 0 {
-            return;
+        if cost > 0 {
+            self.held += cost;
+            self.releases.add(self.release(at), cost, Span::ZERO);
         }
-        self.held += cost;
-        let release = self.release(at);
-        let mut index = self.releases.len();
-        while let Some(before) = index.checked_sub(1) {
-            let (other, units) = &mut self.releases[before];
-            if *other == release {
-                *units += cost;
-                return;
-            }
-            if *other < release {
-                break;
-            }
-            index = before;
-        }
-        self.releases.insert(index, (release, cost));
     }
 
     #[inline]
@@ -136,13 +121,107 @@ impl Policy for AckWindow {
     /// # Complexity
     /// Linear in the releases that passed since the last send.
     fn used(&self, now: Instant) -> u32 {
-        let now = now.max(self.latest);
-        let passed = self.releases.iter().take_while(|(release, _)| *release <= now);
+        let passed = self.releases.iter().take_while(|(at, _)| *at <= now);
         let freed: u32 = passed.map(|(_, units)| units).sum();
         self.in_flight.saturating_add(self.held - freed)
     }
 
     fn capacity(&self) -> u32 {
         self.amount
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(nanos: u64) -> Instant {
+        Instant::from_nanos(nanos)
+    }
+
+    fn window(amount: u32) -> AckWindow {
+        AckWindow::new(amount, Span::from_nanos(1000), Margin::NONE)
+    }
+
+    #[test]
+    fn a_unit_is_free_one_period_after_its_acknowledgement() {
+        let mut window = window(2);
+        window.send(at(0), 1);
+        window.send(at(10), 1);
+        assert_eq!(window.next_eligible(at(20), 1), Eligible::OnAck);
+        window.ack(at(40), 1);
+        assert_eq!(window.next_eligible(at(50), 2), Eligible::OnAck);
+        window.ack(at(90), 1);
+        assert_eq!(window.next_eligible(at(100), 1), Eligible::At(at(1040)));
+        assert_eq!(window.next_eligible(at(100), 2), Eligible::At(at(1090)));
+        assert_eq!(window.next_eligible(at(1039), 1), Eligible::At(at(1040)));
+        assert_eq!(window.next_eligible(at(1040), 1), Eligible::Now);
+        assert_eq!(window.next_eligible(at(1040), 2), Eligible::At(at(1090)));
+        assert_eq!(window.next_eligible(at(1090), 2), Eligible::Now);
+        assert_eq!(window.next_eligible(at(1090), 3), Eligible::Never);
+        let used = [0, 1039, 1040, 1090].map(|nanos| window.used(at(nanos)));
+        assert_eq!(used, [2, 2, 1, 0]);
+    }
+
+    #[test]
+    fn a_lost_reply_occupies_its_unit_only() {
+        let mut window = window(2);
+        window.send(at(0), 1);
+        window.send(at(10), 1);
+        window.ack(at(90), 1);
+        assert_eq!(window.next_eligible(at(100), 1), Eligible::At(at(1090)));
+        window.ack(at(60_000), 1);
+        assert_eq!(window.next_eligible(at(100), 1), Eligible::At(at(1090)));
+        window.send(at(1090), 1);
+        window.ack(at(1100), 1);
+        assert_eq!(window.next_eligible(at(1100), 1), Eligible::At(at(2100)));
+    }
+
+    #[test]
+    fn a_release_has_the_larger_of_floor_and_drift_as_its_margin() {
+        for (floor, ppm, release) in [(7, 0, 1007), (7, 6000, 1007), (7, 9000, 1009), (0, 1, 1001)] {
+            let margin = Margin::new(Span::from_nanos(floor), ppm);
+            let mut window = AckWindow::new(1, Span::from_nanos(1000), margin);
+            window.send(at(0), 1);
+            window.ack(at(0), 1);
+            assert_eq!(window.next_eligible(at(0), 1), Eligible::At(at(release)));
+        }
+    }
+
+    #[test]
+    fn releases_of_a_large_amount_are_rounded_up_to_steps() {
+        let period = Span::from_secs(60);
+        let mut window = AckWindow::new(1_000_000, period, Margin::NONE);
+        let step = 60_000_000_000_u64.div_ceil(STEPS);
+        for unit in 0..100_000 {
+            let now = at(unit * 600_000);
+            window.send(now, 10);
+            window.ack(now, 10);
+        }
+        assert!(window.releases.len() <= STEPS as usize + 1);
+        let Eligible::At(free) = window.next_eligible(at(0), 1) else {
+            panic!("the window is full");
+        };
+        assert_eq!(free.as_nanos() % step, 0);
+        assert!(free >= at(0) + period && free < at(0) + period + Span::from_nanos(step));
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_admits_nothing_more() {
+        let mut window = window(1);
+        window.send(at(5000), 1);
+        window.ack(at(0), 1);
+        assert_eq!(window.next_eligible(at(0), 1), Eligible::At(at(6000)));
+        window.send(at(6000), 1);
+        assert_eq!(window.next_eligible(at(0), 1), Eligible::OnAck);
+    }
+
+    #[test]
+    fn a_refund_leaves_no_trace() {
+        let mut window = window(2);
+        window.send(at(0), 2);
+        window.refund(2);
+        assert_eq!(window.used(at(0)), 0);
+        assert_eq!(window.next_eligible(at(0), 2), Eligible::Now);
     }
 }

@@ -10,6 +10,7 @@ mod ack_window;
 mod declared;
 mod gate;
 mod quota;
+mod schedule;
 
 pub use ack_gcra::AckGcra;
 pub use ack_window::AckWindow;

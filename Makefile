@@ -1,0 +1,77 @@
+# Everything runs in .venv, made on first use. Stamp files there say what is up to date, so that a repeated command is quick.
+
+PYTHON ?= python3
+PROVE_CASES ?= 20000
+
+VENV := .venv
+BIN := $(VENV)/bin
+TOOLS := $(VENV)/.tools
+BUILT := $(VENV)/.built
+RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+export PYO3_PYTHON := $(abspath $(BIN)/python)
+export VIRTUAL_ENV := $(abspath $(VENV))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
+unexport CONDA_PREFIX
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test build lint format bench prove clean rust-test python-test
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## Collect from three strict local servers for half a minute
+	$(BIN)/tidegate demo
+
+test: lint rust-test python-test ## Check everything: linters, the core's tests, the package's tests
+
+build: $(BUILT) ## Build the release library into .venv
+
+lint: build ## Formatting, clippy, ruff, mypy, and the stub against the compiled module
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest tidegate._core --allowlist tests/typing/stubtest-allowlist.txt
+
+format: $(TOOLS) ## Format Rust and Python
+	cargo fmt --all
+	$(BIN)/ruff check --fix --exit-zero --quiet .
+	$(BIN)/ruff format .
+
+bench: build ## Measure against peers in the same run; prints the README's figures
+	$(BIN)/python -m pytest bench --capture=no
+
+prove: build ## The long search: many random cases, and the tests marked slow
+	CARGO_PROFILE_TEST_OPT_LEVEL=2 PROPTEST_CASES=$(PROVE_CASES) \
+		cargo test --package tidegate-core --locked --target-dir target/prove
+	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile=prove
+
+clean: ## Remove .venv and everything that was built
+	rm -rf $(VENV) target dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	rm -f python/tidegate/_core*.so python/tidegate/_core*.pyd
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+rust-test:
+	cargo test --package tidegate-core --locked
+
+python-test: build
+	$(BIN)/python -m pytest
+
+$(TOOLS): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Tidegate needs Python 3.11 or later: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo 'Tidegate needs a Rust toolchain: cargo is not on PATH' >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+		{ echo 'no virtual environment could be made (Debian: apt-get install python3-venv)' >&2; exit 1; }
+	$(BIN)/python -m pip install 'pip>=25.1'
+	$(BIN)/python -m pip install --group dev
+	@touch $@
+
+$(BUILT): $(TOOLS) $(RUST)
+	$(BIN)/maturin develop --release --locked
+	@touch $@

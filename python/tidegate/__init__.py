@@ -1,0 +1,72 @@
+"""Collect from several rate-limited backends: use all of what each allows, lose nothing, and see what holds you back.
+
+You say what each backend allows and what to collect::
+
+    async with RateLimitScheduler([Backend("api", fetch, "100/min")]) as scheduler:
+        async for reply in scheduler.map(targets):
+            ...
+"""
+
+from tidegate._backend import Backend
+from tidegate._core import Reply, Request, Ticket
+from tidegate._core import version as __version__
+from tidegate._errors import (
+    BackendError,
+    BackendRateLimitedError,
+    BackendRejectedError,
+    BackendUnavailableError,
+    ConfigError,
+    CostExceedsBurstError,
+    DeadlineExceededError,
+    InternalError,
+    QueueFullError,
+    RequestCancelledError,
+    RequestFailedError,
+    SchedulerClosedError,
+    TidegateError,
+)
+from tidegate._lease import Lease
+from tidegate._options import Priority, Retry
+from tidegate._outcome import Outcome
+from tidegate._quota import BackendQuota, Limit
+from tidegate._scheduler import RateLimitScheduler
+from tidegate._snapshot import Event, Ledger, Snapshot
+from tidegate._stream import ReplyStream
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendQuota",
+    "BackendRateLimitedError",
+    "BackendRejectedError",
+    "BackendUnavailableError",
+    "ConfigError",
+    "CostExceedsBurstError",
+    "DeadlineExceededError",
+    "Event",
+    "InternalError",
+    "Lease",
+    "Ledger",
+    "Limit",
+    "Outcome",
+    "Priority",
+    "QueueFullError",
+    "RateLimitScheduler",
+    "Reply",
+    "ReplyStream",
+    "Request",
+    "RequestCancelledError",
+    "RequestFailedError",
+    "Retry",
+    "SchedulerClosedError",
+    "Snapshot",
+    "Ticket",
+    "TidegateError",
+    "__version__",
+]
+
+# Where users find them, whatever module they are written in.
+for _public in map(globals().__getitem__, __all__):
+    if isinstance(_public, type) and _public.__module__ != __name__:
+        _public.__module__ = __name__
+del _public

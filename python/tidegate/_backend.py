@@ -1,0 +1,73 @@
+"""A backend as a user states it."""
+
+import math
+from collections.abc import Awaitable, Callable
+
+from tidegate import _core
+from tidegate._errors import ConfigError
+from tidegate._outcome import Outcome
+from tidegate._quota import BackendQuota, seconds_of
+
+Handler = Callable[[_core.Request], Awaitable[object]] | Callable[[_core.Request], object]
+Classify = Callable[[_core.Request, object], Outcome]
+
+
+class Backend:
+    """One upstream: how to ask it, and what it allows.
+
+    Args:
+        name: What it is called in replies, snapshots and `backends=`. Unique within a scheduler.
+        handler: `async def handler(request)`, run on the loop, or a plain function, run in a daemon thread of this backend. It
+            returns a value or raises.
+        quota: What the server allows: a `BackendQuota`, or a text such as `"100/min"`. None: its concurrency of 32 is all.
+        timeout: Longest attempt, in seconds; None for no end. A handler that is not done by then is cancelled (a thread is
+            left to itself and keeps its concurrency until it returns).
+        weight: Its share when several backends are ready, above 0.
+        classify: `classify(request, value_or_exception) -> Outcome`, instead of the rules in the guide.
+
+    Raises:
+        ConfigError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handler: Handler,
+        quota: BackendQuota | str | None = None,
+        *,
+        timeout: float | None = 60,
+        weight: float = 1,
+        classify: Classify | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            msg = f"name={name!r}: give the backend a name, such as 'api'"
+            raise ConfigError(msg, option="name", value=name)
+        if not callable(handler):
+            msg = (
+                f"handler={handler!r}: give backend {name!r} a function that takes a request, such as 'async def fetch(request)'"
+            )
+            raise ConfigError(msg, option="handler", value=handler)
+        if classify is not None and not callable(classify):
+            msg = f"classify={classify!r}: give a function of (request, value or exception), or None"
+            raise ConfigError(msg, option="classify", value=classify)
+        if not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
+            msg = f"weight={weight!r}: give a number above 0"
+            raise ConfigError(msg, option="weight", value=weight)
+        if quota is not None and not isinstance(quota, BackendQuota | str):
+            msg = f"quota={quota!r}: give a BackendQuota, a text such as '100/min', or None"
+            raise ConfigError(msg, option="quota", value=quota)
+        self.name = name
+        self.handler = handler
+        self.quota = quota if isinstance(quota, BackendQuota) else BackendQuota(*([quota] if quota else []))
+        self.timeout = None if timeout is None else seconds_of("timeout", timeout)
+        self.weight = float(weight)
+        self.classify = classify
+
+    async def aopen(self) -> None:
+        """Called on the loop before the first attempt. A subclass opens here what it owns."""
+
+    async def aclose(self) -> None:
+        """Called on the loop after the last attempt, whatever happened. A subclass closes here what it opened."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {self.quota!r}>"

@@ -1,0 +1,127 @@
+"""A clock that moves only when told."""
+
+import asyncio
+import heapq
+from collections.abc import Generator
+from itertools import count
+from typing import Protocol
+
+from tidegate import _core
+from tidegate._errors import ConfigError
+from tidegate._quota import seconds_of
+
+# Loop turns without any progress after which everything that can run has run.
+QUIET_TURNS = 8
+
+
+class Driven(Protocol):
+    """A scheduler, as its clock sees it."""
+
+    core: _core.Core
+
+    def pump(self) -> None:
+        """Do what there is to do now."""
+
+
+class ManualClock(_core.ManualClock):
+    """Virtual time for schedulers: `RateLimitScheduler(..., clock=clock)`.
+
+    Time stands still until `advance` or `run_until_idle` moves it, so hours of limits, back-offs and time-outs pass in
+    milliseconds and the same program takes the same decisions each time. Handlers wait with `await clock.sleep(seconds)`; one
+    that waits for anything else is not waited for.
+
+    Example:
+        >>> import asyncio
+        >>> from tidegate import Backend, RateLimitScheduler
+        >>> async def main():
+        ...     clock = ManualClock()
+        ...     async def fetch(request):
+        ...         await clock.sleep(0.2)
+        ...         return request.target
+        ...     async with RateLimitScheduler([Backend("api", fetch, "10/min")], clock=clock) as scheduler:
+        ...         tickets = await scheduler.submit_many(range(30))
+        ...         await clock.run_until_idle()
+        ...     return round(clock.time())
+        >>> asyncio.run(main())
+        121
+    """
+
+    def __init__(self) -> None:
+        self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = count()
+        self._driven: list[Driven] = []
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait until the clock has moved on by `seconds`."""
+        woken = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.time_ns() + _nanos(seconds), next(self._numbers), woken))
+        await woken
+
+    def advance(self, seconds: float) -> "Settling":
+        """Move the clock by `seconds` at once. Awaiting the result lets everything run that can.
+
+        Raises:
+            ConfigError: `seconds` is not above 0.
+        """
+        self._move_to(self.time_ns() + _nanos(seconds_of("seconds", seconds)))
+        self._fire()
+        return Settling(self)
+
+    async def run_until_idle(self) -> None:
+        """Move from one instant at which something happens to the next, until nothing is pending and nobody sleeps."""
+        while True:
+            await self._settle()
+            if not self._sleepers and all(scheduler.core.is_idle() for scheduler in self._driven):
+                return
+            wakes = [wake for scheduler in self._driven if (wake := scheduler.core.next_wake_ns()) is not None]
+            if self._sleepers:
+                wakes.append(self._sleepers[0][0])
+            if not wakes:
+                return
+            self._move_to(min(wakes))
+            self._fire()
+
+    def attach(self, scheduler: Driven) -> None:
+        """Drive a scheduler; it does this itself when it is entered."""
+        self._driven.append(scheduler)
+
+    def detach(self, scheduler: Driven) -> None:
+        """Drive it no more; it does this itself when it is closed."""
+        if scheduler in self._driven:
+            self._driven.remove(scheduler)
+
+    def _fire(self) -> None:
+        now = self.time_ns()
+        while self._sleepers and self._sleepers[0][0] <= now:
+            woken = heapq.heappop(self._sleepers)[2]
+            if not woken.done():
+                woken.set_result(None)
+        for scheduler in list(self._driven):
+            scheduler.pump()
+
+    async def _settle(self) -> None:
+        quiet = 0
+        before: object = None
+        while quiet < QUIET_TURNS:
+            await asyncio.sleep(0)
+            now = [(scheduler.core.ledger(), scheduler.core.next_wake_ns()) for scheduler in self._driven], len(self._sleepers)
+            quiet = quiet + 1 if now == before else 0
+            before = now
+
+
+class Settling:
+    """What `ManualClock.advance` returns: awaiting it lets everything run that can run now."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+
+    def __await__(self) -> Generator[object, None, None]:
+        """Wait until nothing more happens at this instant."""
+        return self._clock._settle().__await__()  # noqa: SLF001 - its other half
+
+
+def _nanos(seconds: float) -> int:
+    if not seconds >= 0:
+        msg = f"seconds={seconds!r}: give a number of at least 0"
+        raise ConfigError(msg, option="seconds", value=seconds)
+    return round(seconds * 1e9)

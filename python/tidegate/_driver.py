@@ -1,0 +1,148 @@
+"""What keeps one engine going on one event loop: the pump, its only timer, the workers, and who waits for what."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+
+from tidegate import _core
+from tidegate._clock import ManualClock
+from tidegate._snapshot import Event
+from tidegate._workers import Workers
+
+logger = logging.getLogger("tidegate")
+
+
+class Driver:
+    """Runs the engine on the loop that made it. All of it belongs to that loop's thread.
+
+    Whatever changes the engine asks for a pump once a batch; the pump lets time pass, does what the engine says, and arms the
+    timer for the next instant at which something happens by itself.
+    """
+
+    def __init__(self, core: _core.Core, clock: ManualClock | None) -> None:
+        self.core = core
+        self.loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._context = copy_context()
+        self._workers = Workers(core, self.loop, self._context)
+        self._timer: asyncio.TimerHandle | None = None
+        self._room: deque[asyncio.Future[None]] = deque()
+        self._idle: list[asyncio.Future[bool]] = []
+        self._listeners: list[Callable[[Event | None], None]] = []
+        self._stopped = False
+        core.open(self._pump_soon, self._pump_soon_threadsafe, 0.0 if clock else self.loop.time())
+        if clock is not None:
+            clock.attach(self)
+
+    def pump(self) -> None:
+        """Do what there is to do now."""
+        if self._stopped:
+            return
+        interrupt, wake, dismiss, hire, wait, idle, events = self.core.pump()
+        self._workers.interrupt(interrupt)
+        self._workers.wake(dismiss, work=False)
+        self._workers.wake(wake)
+        self._workers.hire(hire)
+        if idle:
+            self._resolve_idle()
+        if self._room and (self.core.has_room() or not self.core.is_accepting()):
+            self._wake_for_room()
+        for kind, backend, seconds in events:
+            self._tell(Event(kind, backend, seconds))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if wait is not None and self._clock is None:
+            self._timer = self.loop.call_later(wait, self.pump, context=self._context)
+
+    async def wait_for_room(self) -> None:
+        """Wait in line until one more request may be accepted, or none ever."""
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._room.append(future)
+        self.core.watch_room()
+        try:
+            await future
+        finally:
+            if future in self._room:
+                self._room.remove(future)
+            if self._room:
+                # Whoever was woken may have left room, or left without taking any.
+                self.core.watch_room()
+
+    @property
+    def has_line(self) -> bool:
+        """Whether somebody waits for room: who comes now waits behind."""
+        return bool(self._room)
+
+    async def wait_until_idle(self, timeout: float | None) -> bool:
+        """Wait until nothing is queued or leased; false when `timeout` seconds were not enough."""
+        if self.core.is_idle():
+            return True
+        future: asyncio.Future[bool] = self.loop.create_future()
+        self._idle.append(future)
+        self.core.watch_idle()
+        late = None if timeout is None else self.loop.call_later(timeout, _resolve, future, False)
+        try:
+            return await future
+        finally:
+            self._idle.remove(future)
+            if late is not None:
+                late.cancel()
+
+    def listen(self, listener: Callable[[Event | None], None]) -> Callable[[], None]:
+        """Tell `listener` of each change of state from now on, and None at the end; call the result to stop."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    async def stop(self, grace: float) -> None:
+        """End what is pending, cancel the workers, and wait for their handlers, at most `grace` seconds."""
+        self.core.close()
+        self.pump()
+        self._wake_for_room()
+        try:
+            await self._workers.stop(grace)
+        finally:
+            self._resolve_idle()
+            self._stopped = True
+            for listener in list(self._listeners):
+                listener(None)
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._clock is not None:
+                self._clock.detach(self)
+
+    def _pump_soon(self) -> None:
+        self.loop.call_soon(self.pump, context=self._context)
+
+    def _pump_soon_threadsafe(self) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.pump, context=self._context)
+        except RuntimeError:  # the loop was closed: nothing goes on any more
+            logger.debug("a thread reported to a closed loop")
+
+    def _resolve_idle(self) -> None:
+        for future in self._idle:
+            _resolve(future, True)
+
+    def _wake_for_room(self) -> None:
+        """Wake the first in line, or all when nothing is accepted any more."""
+        for future in list(self._room):
+            if not future.done():
+                future.set_result(None)
+            if self.core.is_accepting():
+                return
+
+    def _tell(self, event: Event) -> None:
+        if event.kind == "limit_closed":
+            logger.warning("%s rejected a request: closed for %.3g s", event.backend, event.seconds)
+        else:
+            logger.info("%s accepts requests again", event.backend)
+        for listener in list(self._listeners):
+            listener(event)
+
+
+def _resolve(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)

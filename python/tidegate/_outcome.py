@@ -1,0 +1,67 @@
+"""What an attempt came to, read from what its handler returned or raised."""
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import NamedTuple
+
+from tidegate import _core
+
+
+class Outcome(IntEnum):
+    """What one attempt came to.
+
+    `OK` has a value. `LIMITED` was rejected by the server's limits: it waits and costs no attempt. `FAILED` is retried.
+    `NEUTRAL` is the request's own fault, or was given up: it is not retried.
+    """
+
+    OK = 0
+    LIMITED = 1
+    FAILED = 2
+    NEUTRAL = 3
+
+
+class Verdict(NamedTuple):
+    """An exception, read: its outcome, and what the server said if it carries an answer."""
+
+    outcome: Outcome
+    status: int | None = None
+    headers: Mapping[str, str] | None = None
+
+
+class Classified(Exception):  # noqa: N818 - a signal between a runner and its worker, never seen by users
+    """A runner's word on its attempt: the outcome, with the value or the error."""
+
+    def __init__(self, outcome: Outcome, result: object) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+        self.result = result
+
+
+class UnsentError(Exception):
+    """A runner gives its attempt up before anything was sent: its permit is given back."""
+
+
+def _status_of(error: BaseException) -> tuple[int | None, object]:
+    """The status that a known client's exception carries, and the object that carries it."""
+    for carrier in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code", "code"):
+            status = getattr(carrier, name, None)
+            if isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 599:
+                return int(status), carrier
+    return None, None
+
+
+def verdict_of(error: BaseException) -> Verdict:
+    """Read an exception: by its status when it has one; else an `Exception` is a failure and anything worse is neutral.
+
+    `SystemExit` and its kin end their request only: retrying them would be absurd.
+    """
+    if not isinstance(error, Exception):
+        return Verdict(Outcome.NEUTRAL)
+    status, carrier = _status_of(error)
+    if status is None:
+        return Verdict(Outcome.FAILED)
+    headers = getattr(carrier, "headers", None)
+    if headers is None:
+        headers = getattr(getattr(error, "response", None), "headers", None)
+    return Verdict(Outcome(_core.outcome_of_status(status, headers)), status, headers)

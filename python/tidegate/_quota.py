@@ -1,0 +1,176 @@
+"""What a backend allows, as a user states it."""
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, Self, get_args
+
+from tidegate._errors import ConfigError
+
+Kind = Literal["window", "bucket"]
+
+UNITS = {
+    "ms": 0.001,
+    "s": 1.0,
+    "sec": 1.0,
+    "second": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "minute": 60.0,
+    "h": 3600.0,
+    "hour": 3600.0,
+    "d": 86400.0,
+    "day": 86400.0,
+}
+GRAMMAR = re.compile(
+    r"""
+    (?P<amount> \d[\d_]* ) \s* (?P<kilo> k )? \s* / \s*
+    (?P<count> \d+ (?: \.\d+ )? )? \s* (?P<unit> ms | [a-z]+? ) s?
+    (?: \s+ burst \s* (?P<burst> \d[\d_]* ) )?
+    (?: \s+ (?P<kind> window | bucket ) )?
+    """,
+    re.VERBOSE,
+)
+LARGEST = 2**32 - 1
+
+
+def seconds_of(option: str, value: object) -> float:
+    """A span that a user gave, in seconds, finite and above 0.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
+        msg = f"{option}={value!r}: give seconds above 0, or a timedelta"
+        raise ConfigError(msg, option=option, value=value)
+    return float(seconds)
+
+
+def count_of(option: str, value: object) -> int:
+    """A number of units that a user gave, from 1 to 2^32 - 1.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        msg = f"{option}={value!r}: give an integer from 1 to {LARGEST}"
+        raise ConfigError(msg, option=option, value=value)
+    return value
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Limit:
+    """One limit of a backend: `amount` units a `period`.
+
+    A *window* never lets the server count more than `amount` in any period (fixed, anchored or sliding). A *bucket* holds `burst`
+    units in all and refills at `amount` a period. Without a `kind` it is a bucket when `burst` is given, else a window.
+
+    Args:
+        amount: Units, at least 1.
+        period: Seconds, or a timedelta.
+        kind: `"window"` or `"bucket"`.
+        burst: Units that a full bucket holds, at least 1; default `amount`. (nginx's `burst=5` is 6 here.)
+        name: How it is called in snapshots; default its text, such as `"100/60s"`.
+
+    Raises:
+        ConfigError: An argument is out of range.
+
+    Example:
+        >>> Limit(100, 60)
+        Limit('100/60s')
+        >>> Limit.parse("10/s burst 20").burst
+        20
+    """
+
+    amount: int
+    period: float
+    kind: Kind
+    burst: int | None
+    name: str
+
+    def __init__(
+        self,
+        amount: int,
+        period: float | timedelta,
+        *,
+        kind: Kind | None = None,
+        burst: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        if kind is None:
+            kind = "window" if burst is None else "bucket"
+        if kind not in get_args(Kind):
+            msg = f"kind={kind!r}: give 'window' or 'bucket', or leave it out"
+            raise ConfigError(msg, option="kind", value=kind)
+        count_of("amount", amount)
+        if kind == "bucket":
+            burst = count_of("burst", amount if burst is None else burst)
+        elif burst is not None:
+            msg = f"burst={burst!r}: a window has no burst; leave it out, or give kind='bucket'"
+            raise ConfigError(msg, option="burst", value=burst)
+        object.__setattr__(self, "amount", amount)
+        object.__setattr__(self, "period", seconds_of("period", period))
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "burst", burst)
+        object.__setattr__(self, "name", name or self._text())
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a limit such as `"100/min"`, `"900/15min"`, `"10/s burst 20"`, `"3k/h"`.
+
+        Raises:
+            ConfigError: The text is no limit.
+        """
+        found = GRAMMAR.fullmatch(text.strip().lower()) if isinstance(text, str) else None
+        if found is None or (unit := UNITS.get(found["unit"])) is None:
+            msg = f"quota={text!r}: write amount/period, such as '100/min', '900/15min' or '10/s burst 20'"
+            raise ConfigError(msg, option="quota", value=text)
+        amount = int(found["amount"].replace("_", "")) * (1000 if found["kilo"] else 1)
+        burst = int(found["burst"].replace("_", "")) if found["burst"] else None
+        try:
+            period = float(found["count"] or 1) * unit
+            kind: Kind | None = "bucket" if found["kind"] == "bucket" else "window" if found["kind"] else None
+            return cls(amount, period, kind=kind, burst=burst)
+        except ConfigError as error:
+            msg = f"quota={text!r}: {error}"
+            raise ConfigError(msg, option="quota", value=text) from error
+
+    def _text(self) -> str:
+        period = f"{self.period:g}s"
+        return f"{self.amount}/{period}" if self.burst is None else f"{self.amount}/{period} burst {self.burst}"
+
+    def __repr__(self) -> str:
+        return f"Limit({self._text()!r})"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class BackendQuota:
+    """All that a backend allows: every limit at once, and how many attempts may run together.
+
+    Args:
+        *limits: `Limit`s, or texts that `Limit.parse` reads. A request is sent when all admit it, and charged to all.
+        concurrency: Attempts at once, at least 1; None for no cap.
+
+    Raises:
+        ConfigError: A limit or the concurrency is out of range.
+
+    Example:
+        >>> BackendQuota("100/min", "3000/h", concurrency=10)
+        BackendQuota('100/60s', '3000/3600s', concurrency=10)
+    """
+
+    limits: tuple[Limit, ...]
+    concurrency: int | None
+
+    def __init__(self, *limits: str | Limit, concurrency: int | None = 32) -> None:
+        if concurrency is not None:
+            count_of("concurrency", concurrency)
+        parsed = tuple(limit if isinstance(limit, Limit) else Limit.parse(limit) for limit in limits)
+        object.__setattr__(self, "limits", parsed)
+        object.__setattr__(self, "concurrency", concurrency)
+
+    def __repr__(self) -> str:
+        texts = [repr(limit.name) for limit in self.limits]
+        return f"BackendQuota({', '.join([*texts, f'concurrency={self.concurrency}'])})"

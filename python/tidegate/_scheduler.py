@@ -1,0 +1,481 @@
+"""The front door."""
+
+import asyncio
+import concurrent.futures
+import random
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextvars import copy_context
+from datetime import timedelta
+from itertools import repeat
+from types import TracebackType
+from typing import Literal, Self, TypedDict, Unpack
+
+from tidegate import _core
+from tidegate._backend import Backend
+from tidegate._clock import ManualClock
+from tidegate._driver import Driver
+from tidegate._errors import ConfigError, QueueFullError, SchedulerClosedError
+from tidegate._lease import Slot
+from tidegate._options import Priority, Retry
+from tidegate._quota import count_of, seconds_of
+from tidegate._runner import ContextRunner, Runner, runner_of
+from tidegate._snapshot import BackendState, Event, Ledger, LimitState, Snapshot
+from tidegate._stream import ReplyStream
+from tidegate._waiting import reply_of
+
+# Attempts at once for a backend without a cap, as far as the default of `ahead` is concerned.
+UNCAPPED = 1000
+LEAST_AHEAD = 64
+# Seconds that `close` waits for handlers that ignore their cancellation.
+GRACE = 5.0
+
+
+class RequestOptions(TypedDict, total=False):
+    """The options of one request.
+
+    Attributes:
+        priority: 0 (most urgent) to 255.
+        timeout: Seconds after which the request is worthless: it ends as expired, whatever it is doing.
+        cost: Units that it takes of each limit.
+        backends: Names of the backends that may serve it; None for all.
+    """
+
+    priority: int
+    timeout: float | timedelta | None
+    cost: int
+    backends: Sequence[str] | str | None
+
+
+class BatchOptions(TypedDict, total=False):
+    """The options of many requests: each a value, or a function that gives it for a target."""
+
+    priority: int | Callable[[object], int]
+    timeout: float | timedelta | Callable[[object], float | timedelta | None] | None
+    cost: int | Callable[[object], int]
+    backends: Sequence[str] | str | Callable[[object], Sequence[str] | str | None] | None
+
+
+class RateLimitScheduler:
+    """Collects from several rate-limited backends: uses all of what they allow, is not rejected, loses nothing.
+
+    An async context manager; it belongs to the loop that entered it. Leaving it normally drains: everything accepted is
+    finished. Leaving it by an exception or a cancellation closes: what waits is cancelled.
+
+    Args:
+        backends: Where requests may go; names are unique.
+        capacity: Most requests pending at once, at least 1. `submit` waits when it is reached.
+        retry: How failed attempts are retried.
+        isolation: `"worker"`: handlers run in a pool of long-lived tasks and see the scheduler's context. `"task"`: each
+            attempt has a task of its own and sees the context of who submitted it; costs about 2 µs more.
+        clock: A `tidegate.testing.ManualClock` for virtual time; None for real time.
+        seed: Of the random back-offs; None for a different one each time.
+
+    Raises:
+        ConfigError: An option is out of range, or two backends share a name.
+
+    Example:
+        >>> import asyncio
+        >>> async def fetch(request):
+        ...     return len(request.target)
+        >>> async def main():
+        ...     async with RateLimitScheduler([Backend("api", fetch, "100/s")]) as scheduler:
+        ...         reply = await scheduler.fetch("hello", timeout=10)
+        ...         return reply.value
+        >>> asyncio.run(main())
+        5
+    """
+
+    def __init__(
+        self,
+        backends: Iterable[Backend] = (),
+        *,
+        capacity: int = 1_000_000,
+        retry: Retry = Retry(),  # noqa: B008 - frozen
+        isolation: Literal["worker", "task"] = "worker",
+        clock: ManualClock | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if isolation not in {"worker", "task"}:
+            msg = f"isolation={isolation!r}: give 'worker' or 'task'"
+            raise ConfigError(msg, option="isolation", value=isolation)
+        self._backends = _checked(backends)
+        self._capacity = count_of("capacity", capacity)
+        self._isolation = isolation
+        self._clock = clock
+        seed = random.getrandbits(64) if seed is None else seed % 2**64
+        self._core = _core.Core(capacity, seed, retry, clock)
+        self._runners: dict[str, Runner] = {}
+        for backend in self._backends:
+            self._add(backend)
+        self._driver: Driver | None = None
+        self._closed = False
+        self._terms: dict[object, _core.Terms] = {}
+
+    async def __aenter__(self) -> Self:
+        """Start on the running loop.
+
+        Raises:
+            SchedulerClosedError: It was entered before.
+        """
+        if self._driver is not None or self._closed:
+            msg = "a scheduler is entered once; make a new one"
+            raise SchedulerClosedError(msg)
+        self._driver = Driver(self._core, self._clock)
+        try:
+            for backend in self._backends:
+                await backend.aopen()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Drain when the body ended well; close in any case."""
+        try:
+            if exc_type is None and not self._closed:
+                await self.drain()
+        finally:
+            await self.close()
+
+    async def fetch(self, target: object, **options: Unpack[RequestOptions]) -> _core.Reply:
+        """Submit one request and wait for its reply.
+
+        Raises:
+            RequestFailedError: It ended without a value; `__cause__` is what the last handler raised.
+            DeadlineExceededError: Its `timeout` passed.
+            ConfigError: An option is wrong.
+            CostExceedsBurstError: No backend ever admits its cost.
+            SchedulerClosedError: Nothing is accepted any more.
+
+        Cancellation: cancels the request.
+        """
+        ticket = await self.submit(target, **options)
+        try:
+            return await reply_of(ticket)
+        except asyncio.CancelledError:
+            ticket.cancel()
+            raise
+
+    async def submit(self, target: object, **options: Unpack[RequestOptions]) -> _core.Ticket:
+        """Have a request accepted; waits in line while the scheduler is full.
+
+        Returns:
+            A ticket; awaiting it gives the reply or raises its error.
+
+        Raises:
+            ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
+
+        Cancellation: nothing stays accepted.
+        """
+        (ticket,) = await self._accept([target], repeat(self._terms_of(options)))
+        return ticket
+
+    def submit_nowait(self, target: object, **options: Unpack[RequestOptions]) -> _core.Ticket:
+        """Have a request accepted now.
+
+        Raises:
+            QueueFullError: The scheduler is full, or others wait in line.
+            ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
+        """
+        driver = self._running()
+        terms = self._terms_of(options)
+        tickets = [] if driver.has_line else self._core.submit([target], terms, self._override())
+        if not tickets:
+            raise self._full(target)
+        return tickets[0]
+
+    async def submit_many(self, targets: Iterable[object], **options: Unpack[BatchOptions]) -> list[_core.Ticket]:
+        """Have many requests accepted, in order; waits in line while the scheduler is full.
+
+        Any option may be a function of the target.
+
+        Returns:
+            Tickets in the order of the targets.
+
+        Raises:
+            ConfigError: An option is wrong, or there is no target; nothing was accepted.
+            CostExceedsBurstError, SchedulerClosedError: As `fetch`.
+
+        Cancellation: what was accepted is cancelled.
+        """
+        self._running()
+        targets = targets if isinstance(targets, list) else list(_targets(targets))
+        if not targets:
+            raise _no_targets(targets)
+        return await self._accept(targets, self._terms_for(targets, options))
+
+    def submit_threadsafe(self, target: object, **options: Unpack[RequestOptions]) -> "concurrent.futures.Future[_core.Reply]":
+        """Have a request accepted from any thread.
+
+        Returns:
+            A future of its reply; it fails with the request's error, or with `QueueFullError` when the scheduler is full.
+            Cancelling it cancels the request.
+
+        Raises:
+            ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
+
+        Thread safety: any thread but the loop's should wait for the result.
+        """
+        driver = self._running()
+        terms = self._terms_of(options)
+        future: concurrent.futures.Future[_core.Reply] = concurrent.futures.Future()
+        if not self._core.submit_threadsafe(target, terms, future):
+            future.set_exception(self._full(target))
+            return future
+
+        def cancel_request(future: "concurrent.futures.Future[_core.Reply]") -> None:
+            if future.cancelled():
+                driver.loop.call_soon_threadsafe(self._core.cancel_for, future)
+
+        future.add_done_callback(cancel_request)
+        return future
+
+    def map(
+        self,
+        targets: Iterable[object] | AsyncIterable[object],
+        *,
+        ordered: bool = False,
+        ahead: int | None = None,
+        **options: Unpack[BatchOptions],
+    ) -> ReplyStream:
+        """Request many targets and iterate over the replies, failed ones too, as they complete.
+
+        Targets are taken only as fast as replies are consumed. What the iterator of the targets raises is raised after the
+        replies that are owed. Any option may be a function of the target.
+
+        Args:
+            targets: Any iterable, synchronous or asynchronous; as large as you like.
+            ordered: Yield in the order of the targets.
+            ahead: Most requests accepted and not yet yielded, at least 1; default twice the backends' concurrency, at least 64.
+
+        Raises:
+            ConfigError: An option is wrong, or `targets` is empty.
+            CostExceedsBurstError, SchedulerClosedError: As `fetch`.
+
+        Cancellation: leaving the iteration early cancels what is pending; see `ReplyStream`.
+        """
+        driver = self._running()
+        if not isinstance(targets, AsyncIterable):
+            _targets(targets)
+        if ahead is None:
+            caps = (backend.quota.concurrency or UNCAPPED for backend in self._backends)
+            ahead = max(LEAST_AHEAD, 2 * sum(caps))
+        core, override = self._core, self._override()
+        if not any(callable(option) for option in options.values()):
+            terms = self._terms_of(options)
+
+            def accept(batch: list[object], stream: _core.Stream, index: int) -> int:
+                return core.submit_for(batch, terms, stream, index, override)
+        else:
+
+            def accept(batch: list[object], stream: _core.Stream, index: int) -> int:
+                accepted = 0
+                for target, own in zip(batch, self._terms_for(batch, options), strict=False):
+                    if not core.submit_for([target], own, stream, index + accepted, override):
+                        break
+                    accepted += 1
+                return accepted
+
+        return ReplyStream(core, targets, accept, driver.wait_for_room, ahead=count_of("ahead", ahead), ordered=ordered)
+
+    def slot(
+        self, backend: str, *, cost: int = 1, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None
+    ) -> Slot:
+        """Run your own code under a backend's limits: `async with scheduler.slot("api") as lease:`.
+
+        The body is one attempt: it is charged when it starts and, unless `lease.ack()` says otherwise, acknowledged when it
+        ends. The backend's attempt timeout does not apply, and nothing is retried.
+
+        Args:
+            backend: Name of the backend.
+            cost: Units that it takes of each limit.
+            priority: 0 (most urgent) to 255.
+            timeout: Longest wait for the permit and stay in the body, in seconds.
+
+        Raises:
+            ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
+        """
+        self._running()
+        terms = self._core.terms(priority, timeout, cost, backend, True)
+
+        async def submit(runner: Runner) -> _core.Ticket:
+            (ticket,) = await self._accept([runner], repeat(terms), runner)
+            return ticket
+
+        return Slot(submit)
+
+    def snapshot(self) -> Snapshot:
+        """How everything stands now: backends, their limits, what waits and runs."""
+        backends = {}
+        for backend, (state, until, in_flight, strays, limits) in zip(self._backends, self._core.status(), strict=True):
+            rows = tuple(
+                LimitState(
+                    name=limit.name,
+                    kind=limit.kind,
+                    amount=limit.amount,
+                    period=limit.period,
+                    burst=limit.burst,
+                    used=used,
+                    available=available,
+                    next_eligible_in=next_eligible,
+                )
+                for limit, (used, available, next_eligible) in zip(backend.quota.limits, limits, strict=True)
+            )
+            backends[backend.name] = BackendState(state, until, in_flight, strays, rows)
+        ledger = self.ledger()
+        return Snapshot(backends, ledger.queued, ledger.leased, ledger.done, self._core.workers())
+
+    def ledger(self) -> Ledger:
+        """What became of every request so far."""
+        return Ledger(*self._core.ledger())
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Iterate over the changes of state from now on: limits that a server closed, and their reopening.
+
+        It ends when the scheduler is closed.
+        """
+        driver = self._running()
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        stop = driver.listen(queue.put_nowait)
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            stop()
+
+    async def drain(self, timeout: float | timedelta | None = None) -> bool:
+        """Accept no more, and wait until what was accepted has ended. Done replies stay readable.
+
+        Returns:
+            False when `timeout` seconds were not enough; nothing is cancelled then.
+
+        Cancellation: accepts no more all the same; what was accepted goes on.
+        """
+        seconds = None if timeout is None else seconds_of("timeout", timeout)
+        if self._driver is None or self._closed:
+            return True
+        self._driver.pump()  # what threads have handed in was accepted
+        self._core.stop_accepting()
+        return await self._driver.wait_until_idle(seconds)
+
+    async def close(self) -> None:
+        """Accept no more, cancel what runs, and end what waits with `SchedulerClosedError`. Idempotent.
+
+        Handlers that ignore their cancellation are waited for 5 s and then left to themselves.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._driver is None:
+            self._core.close()
+            return
+        try:
+            await self._driver.stop(GRACE)
+        finally:
+            for backend in self._backends:
+                await backend.aclose()
+
+    def __repr__(self) -> str:
+        ledger = self.ledger()
+        state = "closed" if self._closed else "new" if self._driver is None else "running"
+        names = ", ".join(backend.name for backend in self._backends)
+        return f"<RateLimitScheduler [{names}]: {state}, {ledger.pending} pending>"
+
+    def _add(self, backend: Backend) -> None:
+        runner = self._runners[backend.name] = runner_of(backend)
+        self._core.add_backend(backend, runner)
+
+    def _running(self) -> Driver:
+        if self._driver is None:
+            msg = "the scheduler is not running; enter it with 'async with' first"
+            raise SchedulerClosedError(msg)
+        return self._driver
+
+    def _override(self) -> Runner | None:
+        """What runs a request's attempts instead of its backend's runner."""
+        return ContextRunner(self._runners, copy_context()) if self._isolation == "task" else None
+
+    def _terms_of(self, options: Mapping[str, object]) -> _core.Terms:
+        key = tuple(sorted(options.items())) if options else ()
+        try:
+            return self._terms[key]
+        except (KeyError, TypeError):
+            pass
+        terms = self._core.terms(
+            options.get("priority", Priority.NORMAL),
+            options.get("timeout"),
+            options.get("cost", 1),
+            options.get("backends"),
+        )
+        if unknown := options.keys() - RequestOptions.__annotations__.keys():
+            msg = f"got an unexpected option {unknown.pop()!r}; a request has {', '.join(RequestOptions.__annotations__)}"
+            raise TypeError(msg)
+        return terms
+
+    def _terms_for(self, targets: Sequence[object], options: Mapping[str, object]) -> Iterable[_core.Terms]:
+        """The terms of each target, checked before any is accepted."""
+        if not any(callable(option) for option in options.values()):
+            return repeat(self._terms_of(options))
+        return [
+            self._terms_of({name: option(target) if callable(option) else option for name, option in options.items()})
+            for target in targets
+        ]
+
+    async def _accept(
+        self, targets: list[object], terms: Iterable[_core.Terms], runner: Runner | None = None
+    ) -> list[_core.Ticket]:
+        """Have targets accepted, waiting in line for room; all or, when this is cancelled or fails, none."""
+        driver = self._running()
+        runner = runner or self._override()
+        tickets: list[_core.Ticket] = []
+        try:
+            if isinstance(terms, repeat):
+                shared = next(terms)
+                if not driver.has_line:
+                    tickets = self._core.submit(targets, shared, runner)
+                while len(tickets) < len(targets):
+                    await driver.wait_for_room()
+                    tickets += self._core.submit(targets[len(tickets) :], shared, runner)
+            else:
+                for target, own in zip(targets, terms, strict=True):
+                    while not (accepted := [] if driver.has_line else self._core.submit([target], own, runner)):
+                        await driver.wait_for_room()
+                    tickets += accepted
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+        return tickets
+
+    def _full(self, target: object) -> QueueFullError:
+        msg = f"{self._capacity} requests are pending, as many as capacity allows; use submit(), which waits, or raise capacity"
+        return QueueFullError(msg, target=target, capacity=self._capacity)
+
+
+def _checked(backends: Iterable[Backend]) -> list[Backend]:
+    checked: list[Backend] = []
+    for backend in backends:
+        if not isinstance(backend, Backend):
+            msg = f"backends={backend!r}: give Backend(name, handler, quota)"
+            raise ConfigError(msg, option="backends", value=backend)
+        if any(backend.name == other.name for other in checked):
+            msg = f"backends={backend.name!r}: two backends have this name; give each its own"
+            raise ConfigError(msg, option="backends", value=backend.name)
+        checked.append(backend)
+    return checked
+
+
+def _targets(targets: object) -> Iterable[object]:
+    if isinstance(targets, str | bytes) or not isinstance(targets, Iterable):
+        msg = f"targets={targets!r}: give an iterable of targets; for a single one use fetch() or submit()"
+        raise ConfigError(msg, option="targets", value=targets)
+    if isinstance(targets, Sequence) and not targets:
+        raise _no_targets(targets)
+    return targets
+
+
+def _no_targets(targets: object) -> ConfigError:
+    msg = f"targets={targets!r}: there is no target; give at least one, or do not call"
+    return ConfigError(msg, option="targets", value=targets)

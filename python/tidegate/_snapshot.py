@@ -1,0 +1,80 @@
+"""Frozen views of a scheduler, for humans, tests and encoders."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What became of every request: `accepted = delivered + dead + expired + cancelled + pending`, at every instant."""
+
+    accepted: int
+    delivered: int
+    dead: int
+    expired: int
+    cancelled: int
+    queued: int
+    leased: int
+    done: int
+
+    @property
+    def pending(self) -> int:
+        """Requests that have not ended."""
+        return self.queued + self.leased + self.done
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the identity holds."""
+        return self.accepted == self.delivered + self.dead + self.expired + self.cancelled + self.pending
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """One limit at one moment.
+
+    `used` counts units in flight too; `next_eligible_in` is in seconds, None until something is acknowledged.
+    """
+
+    name: str
+    kind: str
+    amount: int
+    period: float
+    burst: int | None
+    used: int
+    available: int
+    next_eligible_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """One backend at one moment.
+
+    `state` is `"open"`, `"limited"`, `"full"` (concurrency) or `"closed"` (by the server); `next_eligible_in` the seconds
+    until that may change, None when only an event can; `strays` the attempts in flight that were given up.
+    """
+
+    state: str
+    next_eligible_in: float | None
+    in_flight: int
+    strays: int
+    limits: tuple[LimitState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A scheduler at one moment; `msgspec.json.encode` writes it."""
+
+    backends: Mapping[str, BackendState]
+    queued: int
+    leased: int
+    done: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of state: `kind` is `"limit_closed"` (until `seconds` later) or `"limit_reopened"`."""
+
+    kind: str
+    backend: str
+    seconds: float | None

@@ -1,0 +1,130 @@
+"""What the compiled module calls back into: waiting for a ticket, and the errors that end a request."""
+
+import asyncio
+import logging
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from queue import SimpleQueue
+
+from tidegate import _core
+from tidegate._errors import (
+    BackendError,
+    BackendRateLimitedError,
+    BackendRejectedError,
+    BackendUnavailableError,
+    DeadlineExceededError,
+    RequestCancelledError,
+    RequestFailedError,
+    SchedulerClosedError,
+    TidegateError,
+)
+from tidegate._outcome import Outcome, verdict_of
+
+logger = logging.getLogger("tidegate")
+
+
+async def reply_of(ticket: _core.Ticket) -> _core.Reply:
+    """Wait for a request to end; its reply, or its error raised."""
+    while (reply := ticket._reply()) is None:  # noqa: SLF001 - the ticket's other half
+        future = asyncio.get_running_loop().create_future()
+        if ticket._wait(future):  # noqa: SLF001
+            await future
+    if reply.error is not None:
+        raise reply.error
+    return reply
+
+
+async def recharge(request: _core.Request, cost: int) -> None:
+    """Wait until the attempt may send one more message."""
+    granted = asyncio.get_running_loop().create_future()
+
+    def grant(given: bool) -> None:
+        if not granted.done():
+            granted.set_result(given)
+
+    if not request._recharge(cost, grant) and not await granted:  # noqa: SLF001 - its other half
+        raise _given_up(request)
+
+
+def recharge_blocking(request: _core.Request, cost: int) -> None:
+    """Block the calling thread until the attempt may send one more message."""
+    granted: SimpleQueue[bool] = SimpleQueue()
+    if not request._recharge(cost, granted.put) and not granted.get():  # noqa: SLF001 - its other half
+        raise _given_up(request)
+
+
+def _given_up(request: _core.Request) -> RequestCancelledError:
+    msg = f"this attempt for {request.target!r} was given up while it waited to send one more message"
+    return RequestCancelledError(msg, target=request.target)
+
+
+def _attempt_error(backend: str, attempt: int, cause: BaseException) -> BackendError:
+    if isinstance(cause, BackendError):
+        cause.backend, cause.attempt = backend, attempt
+        return cause
+    outcome = verdict_of(cause).outcome
+    kinds: dict[Outcome, type[BackendError]] = {
+        Outcome.LIMITED: BackendRateLimitedError,
+        Outcome.NEUTRAL: BackendRejectedError,
+    }
+    kind = kinds.get(outcome, BackendUnavailableError)
+    error = kind(f"attempt {attempt} at {backend}: {type(cause).__name__}: {cause}", backend=backend, attempt=attempt)
+    error.__cause__ = cause
+    return error
+
+
+def attempt_timed_out(backend: str, after: float) -> TimeoutError:
+    """The error of an attempt that took longer than its backend allows."""
+    return TimeoutError(f"no reply from {backend} in {after:.3g} s")
+
+
+def error_of(
+    ending: str,
+    target: object,
+    past: list[tuple[str, BaseException]],
+    error: BaseException | None,
+    backend: str | None,
+    after: float,
+) -> TidegateError:
+    """The error that a request ended with."""
+    match ending:
+        case "cancelled":
+            return RequestCancelledError(f"the request for {target!r} was cancelled", target=target)
+        case "closed":
+            return SchedulerClosedError(f"the scheduler was closed while the request for {target!r} was pending")
+        case "expired while queued" | "expired while leased":
+            stage = ending.rsplit(maxsplit=1)[-1]
+            msg = f"the request for {target!r} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
+            return DeadlineExceededError(msg, target=target, stage=stage, after=after)
+    causes = [*past, (backend or "", error)] if error is not None else past
+    attempts = [_attempt_error(name, number, cause) for number, (name, cause) in enumerate(causes, start=1)]
+    last = causes[-1][1] if causes else None
+    plural = "" if len(attempts) == 1 else "s"
+    why = "" if last is None else f": {type(last).__name__}: {last}"
+    failed = RequestFailedError(
+        f"the request for {target!r} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts
+    )
+    failed.__cause__ = last
+    return failed
+
+
+def log_unheard(error: BaseException) -> None:
+    """Say once what ended a request whose ticket nobody awaited."""
+    if not isinstance(error, RequestCancelledError | SchedulerClosedError):
+        logger.warning("nobody awaited a request that failed: %s", error)
+
+
+def resolve(future: "Future[_core.Reply]", reply: _core.Reply) -> None:
+    """Give a thread's future its reply, unless it was cancelled meanwhile."""
+    with suppress(InvalidStateError):
+        if reply.error is None:
+            future.set_result(reply)
+        else:
+            future.set_exception(reply.error)
+
+
+def refuse(future: "Future[_core.Reply]", target: object) -> None:
+    """Tell a thread that its request came too late, unless it has cancelled it."""
+    with suppress(InvalidStateError):
+        msg = f"the scheduler was closed before the request for {target!r} was accepted"
+        future.set_exception(SchedulerClosedError(msg))

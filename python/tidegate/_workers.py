@@ -1,0 +1,135 @@
+"""The workers: coroutines that take attempts from the engine, run them, and report what came of them."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextvars import Context
+
+from tidegate import _core
+from tidegate._errors import BackendRejectedError
+from tidegate._outcome import Classified, Outcome, UnsentError, verdict_of
+from tidegate._threads import StillRunningError
+
+logger = logging.getLogger("tidegate")
+
+
+class Workers:
+    """The worker tasks of one scheduler. How many there are, and who sleeps, is the engine's decision."""
+
+    def __init__(self, core: _core.Core, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        self._core = core
+        self._loop = loop
+        self._context = context
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._parked: dict[int, asyncio.Future[bool]] = {}
+
+    def hire(self, count: int) -> None:
+        """Start workers."""
+        for _ in range(count):
+            worker = self._core.hire()
+            task = self._loop.create_task(self._work(worker), context=self._context.copy(), name=f"tidegate-worker-{worker}")
+            self._tasks[worker] = task
+            task.add_done_callback(self._gone)
+
+    def wake(self, workers: Iterable[int], *, work: bool = True) -> None:
+        """Wake sleeping workers, to work or to go home."""
+        for worker in workers:
+            future = self._parked.get(worker)
+            if future is not None and not future.done():
+                future.set_result(work)
+
+    def interrupt(self, workers: Iterable[int]) -> None:
+        """Cancel the attempts that these workers run."""
+        for worker in workers:
+            self._tasks[worker].cancel()
+
+    async def stop(self, grace: float) -> None:
+        """Cancel all workers and wait for their handlers to end, at most `grace` seconds."""
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks.values() if task is not current]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace)
+            if late:
+                logger.warning("%d handlers ignored their cancellation for %g s; they are left to themselves", len(late), grace)
+
+    @staticmethod
+    def _gone(task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, KeyboardInterrupt):
+            logger.error("a worker stopped; please report this", exc_info=error)
+
+    async def _work(self, worker: int) -> None:
+        core = self._core
+        finish_and_take = core.finish_and_take
+        cancelling = self._tasks[worker].cancelling
+        dismissed = False
+        try:
+            request = core.take(worker)
+            while True:
+                if request is None:
+                    match core.park(worker):
+                        case None:
+                            return
+                        case False:
+                            await asyncio.sleep(0)
+                        case True:
+                            if not await self._sleep(worker):
+                                dismissed = True
+                                return
+                    request = core.take(worker)
+                    continue
+                try:
+                    value = await request._runner(request)  # noqa: SLF001 - the request's other half
+                except BaseException as error:  # noqa: BLE001 - nothing that a handler does ends the loop
+                    if not self._settle(worker, error):
+                        return
+                    request = core.take(worker)
+                    continue
+                if cancelling():
+                    # The handler swallowed a cancellation, which this task would hand to the next request.
+                    core.finish(worker, Outcome.OK, value)
+                    return
+                request = finish_and_take(worker, value)
+        finally:
+            del self._tasks[worker]
+            core.leave(worker, dismissed)
+
+    async def _sleep(self, worker: int) -> bool:
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._parked[worker] = future
+        try:
+            return await future
+        finally:
+            del self._parked[worker]
+
+    def _settle(self, worker: int, error: BaseException) -> bool:
+        """Report how an attempt failed. False when this worker's task may run nothing more."""
+        finish = self._core.finish
+        match error:
+            case Classified():
+                result = error.result
+                if error.outcome is not Outcome.OK and not isinstance(result, BaseException):
+                    result = BackendRejectedError(f"classified as {error.outcome.name}: {result!r}")
+                verdict = verdict_of(result) if isinstance(result, BaseException) else None
+                status, headers = (verdict.status, verdict.headers) if verdict else (None, None)
+                finish(worker, error.outcome, result, status, headers)
+            case UnsentError():
+                self._core.give_up(worker, error)
+            case StillRunningError():
+                lease = self._core.abandon(worker, asyncio.CancelledError())
+                if lease is not None:
+                    error.call.when_returned(lambda: self._core.release(lease))
+                return False
+            case asyncio.CancelledError():
+                finish(worker, Outcome.NEUTRAL, error)
+                return False
+            case GeneratorExit():
+                raise error  # the loop is gone, and this coroutine with it
+            case KeyboardInterrupt():
+                finish(worker, Outcome.NEUTRAL, error)
+                raise error
+            case _:
+                outcome, status, headers = verdict_of(error)
+                finish(worker, outcome, error, status, headers)
+        return self._tasks[worker].cancelling() == 0

@@ -1,0 +1,671 @@
+//! Quotas against strict servers, and against a slow model of what they promise.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use tidegate_core::limit::{Eligible, GateState, Kind, Limit, Margin, Quota, Verdict};
+use tidegate_core::time::{Instant, Span};
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1000 * MS;
+
+fn at(nanos: u64) -> Instant {
+    Instant::from_nanos(nanos)
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Strict servers. Each counts the messages that it accepts, in the order in which they arrive.
+
+enum Server {
+    /// At most `amount` in any (t - period, t].
+    Log { amount: u64, period: u64, accepted: Vec<(u64, u64)> },
+    /// At most `amount` in each window; a window begins with the first message after the last one's end.
+    Anchored { amount: u64, period: u64, start: Option<u64>, count: u64 },
+    /// At most `amount` in each window; windows begin at multiples of the period, shifted by `phase`.
+    Aligned { amount: u64, period: u64, phase: u64, window: u64, count: u64 },
+    /// A token bucket: `level` in units of 1/period tokens.
+    Bucket { amount: u64, period: u64, burst: u64, level: u128, seen: u64 },
+    /// GCRA: `tat` in units of 1/amount ns.
+    Gcra { amount: u64, period: u64, burst: u64, tat: u128 },
+}
+
+impl Server {
+    /// One of the servers that count as `limit` says.
+    fn of(limit: &Limit, which: u8, phase: u64) -> Server {
+        let (amount, period) = (u64::from(limit.amount()), limit.period().as_nanos());
+        let burst = u64::from(limit.burst());
+        match (limit.kind(), which % 3) {
+            (Kind::Window, 0) => Server::Log { amount, period, accepted: Vec::new() },
+            (Kind::Window, 1) => Server::Anchored { amount, period, start: None, count: 0 },
+            (Kind::Window, _) => Server::Aligned { amount, period, phase: phase % period, window: 0, count: 0 },
+            (_, 0) => Server::Gcra { amount, period, burst, tat: 0 },
+            (_, _) => {
+                let level = u128::from(burst) * u128::from(period);
+                Server::Bucket { amount, period, burst, level, seen: 0 }
+            }
+        }
+    }
+
+    fn accepts(&mut self, now: u64, cost: u64) -> bool {
+        match self {
+            Server::Log { amount, period, accepted } => {
+                let recent = accepted.iter().rev().take_while(|(then, _)| now - then < *period);
+                let fits = recent.map(|(_, cost)| cost).sum::<u64>() + cost <= *amount;
+                if fits {
+                    accepted.push((now, cost));
+                }
+                fits
+            }
+            Server::Anchored { amount, period, start, count } => {
+                if start.is_none_or(|start| now - start >= *period) {
+                    *start = Some(now);
+                    *count = 0;
+                }
+                *count += cost;
+                *count <= *amount
+            }
+            Server::Aligned { amount, period, phase, window, count } => {
+                let current = (now + *phase) / *period;
+                if current != *window {
+                    *window = current;
+                    *count = 0;
+                }
+                *count += cost;
+                *count <= *amount
+            }
+            Server::Bucket { amount, period, burst, level, seen } => {
+                let refilled = *level + u128::from(now - *seen) * u128::from(*amount);
+                *seen = now;
+                *level = refilled.min(u128::from(*burst) * u128::from(*period));
+                let price = u128::from(cost) * u128::from(*period);
+                let fits = price <= *level;
+                if fits {
+                    *level -= price;
+                }
+                fits
+            }
+            Server::Gcra { amount, period, burst, tat } => {
+                let now = u128::from(now) * u128::from(*amount);
+                let next = now.max(*tat) + u128::from(cost) * u128::from(*period);
+                let fits = next <= now + u128::from(*burst) * u128::from(*period);
+                if fits {
+                    *tat = next;
+                }
+                fits
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A greedy client on a line of arbitrary delays.
+
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Answered,
+    /// It arrives, its reply does not; the client gives up after this long.
+    Silent(u64),
+    /// It does not arrive; the client gives up after this long.
+    Dropped(u64),
+    /// It never leaves; the client learns that after this long.
+    Unsent(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Message {
+    cost: u32,
+    /// From the client to the server's counter, and from there to the client.
+    there: u64,
+    back: u64,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Arrival(usize),
+    Headers(usize),
+    Timeout(usize),
+    Refund(usize),
+    Wake,
+}
+
+#[derive(Debug, Default)]
+struct Run {
+    sent: usize,
+    rejected: usize,
+    /// When the last message was sent.
+    end: u64,
+    /// Units that arrived.
+    units: u64,
+}
+
+/// Sends every message as soon as the quota admits it, until `until`, with the server's clock as `clock` shows it.
+fn run(
+    quota: &mut Quota,
+    servers: &mut [Server],
+    clock: impl Fn(u64) -> u64,
+    messages: impl IntoIterator<Item = Message>,
+    longest_way: u64,
+    until: u64,
+) -> Run {
+    let mut outcome = Run::default();
+    let mut messages = messages.into_iter().peekable();
+    let mut out: Vec<(Message, u64)> = Vec::new();
+    let mut events = BinaryHeap::new();
+    let mut order = 0;
+    let mut push = |events: &mut BinaryHeap<_>, when: u64, event: Event| {
+        order += 1;
+        events.push(Reverse((when, order, event)));
+    };
+    let mut wake = Instant::ORIGIN;
+    push(&mut events, 0, Event::Wake);
+    while let Some(Reverse((now, _, event))) = events.pop() {
+        if now > until {
+            break;
+        }
+        match event {
+            Event::Arrival(index) => {
+                let cost = u64::from(out[index].0.cost);
+                outcome.units += cost;
+                let shown = clock(now);
+                // Every server sees it, whatever the others say.
+                let refusals = servers.iter_mut().filter_map(|server| (!server.accepts(shown, cost)).then_some(())).count();
+                outcome.rejected += usize::from(refusals > 0);
+            }
+            Event::Headers(index) => {
+                let (message, sent) = out[index];
+                quota.ack(at(now), message.cost);
+                assert!(!quota.accepted(at(sent)), "the gate was never closed");
+            }
+            Event::Timeout(index) => {
+                let (message, sent) = out[index];
+                quota.ack(at(now.max(sent + longest_way)), message.cost);
+                quota.unanswered(at(sent));
+            }
+            Event::Refund(index) => quota.refund(at(out[index].1), out[index].0.cost),
+            Event::Wake => {}
+        }
+        while let Some(message) = messages.peek().copied() {
+            match quota.next_eligible(at(now), message.cost).eligible {
+                Eligible::Now => {}
+                Eligible::At(later) => {
+                    assert!(later > at(now));
+                    if later != wake {
+                        wake = later;
+                        push(&mut events, later.as_nanos(), Event::Wake);
+                    }
+                    break;
+                }
+                Eligible::OnAck => break,
+                other => panic!("{other:?} for a cost of {}", message.cost),
+            }
+            messages.next();
+            quota.send(at(now), message.cost);
+            let index = out.len();
+            out.push((message, now));
+            outcome.sent += 1;
+            outcome.end = now;
+            match message.fate {
+                Fate::Answered => {
+                    push(&mut events, now + message.there, Event::Arrival(index));
+                    push(&mut events, now + message.there + message.back, Event::Headers(index));
+                }
+                Fate::Silent(patience) => {
+                    push(&mut events, now + message.there, Event::Arrival(index));
+                    push(&mut events, now + patience, Event::Timeout(index));
+                }
+                Fate::Dropped(patience) => push(&mut events, now + patience, Event::Timeout(index)),
+                Fate::Unsent(patience) => push(&mut events, now + patience, Event::Refund(index)),
+            }
+        }
+    }
+    outcome
+}
+
+fn limit() -> impl Strategy<Value = Limit> {
+    let amount = prop_oneof![8 => 1u32..12, 2 => 12u32..200, 1 => 4097u32..100_000];
+    let period = prop_oneof![1u64..50, MS..20 * MS, SECOND..10 * SECOND].prop_map(Span::from_nanos);
+    (any::<bool>(), amount, period, 1u32..12).prop_map(|(window, amount, period, burst)| {
+        if window { Limit::window(amount, period) } else { Limit::bucket(amount, period, burst) }.unwrap()
+    })
+}
+
+/// A delay as a share of `longest`: none, usual, or up to all of it.
+fn delay() -> impl Strategy<Value = f64> {
+    prop_oneof![1 => Just(0.0), 4 => 0.0..0.1, 2 => 0.0..1.0]
+}
+
+prop_compose! {
+    fn message()(cost in delay(), there in delay(), back in delay(), fate in 0u8..16, patience in 0.0..2.0)
+        -> (f64, f64, f64, u8, f64) { (cost, there, back, fate, patience) }
+}
+
+fn scaled(shares: &(f64, f64, f64, u8, f64), capacity: u32, longest: u64) -> Message {
+    let span = |share: f64| (share * longest as f64) as u64;
+    let (cost, there, back, fate, patience) = *shares;
+    Message {
+        cost: 1 + (cost * f64::from(capacity - 1)) as u32,
+        there: span(there).min(longest),
+        back: span(back),
+        fate: match fate {
+            0 => Fate::Silent(span(patience)),
+            1 => Fate::Dropped(span(patience)),
+            2 => Fate::Unsent(span(patience)),
+            _ => Fate::Answered,
+        },
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// However long messages and replies travel, whichever are lost, and whatever they cost: no server that counts exactly
+    /// rejects one, and every message is sent.
+    #[test]
+    fn never_over_the_quota_in_any_window(
+        limits in prop::collection::vec(limit(), 1..4),
+        which in prop::collection::vec(any::<u8>(), 3),
+        phase in any::<u64>(),
+        stretch in 0.0..3.0,
+        shares in prop::collection::vec(message(), 1..150),
+        margin in prop_oneof![Just(Margin::NONE), Just(Margin::default())],
+    ) {
+        let mut quota = Quota::new(&limits, margin);
+        let mut servers: Vec<Server> = limits.iter().zip(which).map(|(limit, which)| Server::of(limit, which, phase)).collect();
+        let longest = (stretch * limits[0].period().as_nanos() as f64) as u64;
+        let messages = shares.iter().map(|shares| scaled(shares, quota.capacity(), longest)).collect::<Vec<_>>();
+        let outcome = run(&mut quota, &mut servers, |now| now, messages, longest, u64::MAX);
+        prop_assert_eq!(outcome.rejected, 0);
+        prop_assert_eq!(outcome.sent, shares.len());
+    }
+
+    /// The margin covers a server whose clock is slow or fast by 100 ppm, and one that truncates to milliseconds.
+    #[test]
+    fn the_margin_covers_drift_or_truncation(
+        limits in prop::collection::vec(limit(), 1..3),
+        which in prop::collection::vec(any::<u8>(), 2),
+        shares in prop::collection::vec(message(), 1..150),
+        skew in 0usize..3,
+    ) {
+        let clock = [|now: u64| now - now / 10_000, |now: u64| now + now / 10_000, |now: u64| now / MS * MS][skew];
+        // A truncating server has periods that it can measure.
+        let rounded = |limit: &Limit| {
+            let period = Span::from_nanos(limit.period().as_nanos().next_multiple_of(MS));
+            match limit.kind() {
+                Kind::Window => Limit::window(limit.amount(), period),
+                _ => Limit::bucket(limit.amount(), period, limit.burst()),
+            }.unwrap()
+        };
+        let limits: Vec<Limit> = limits.iter().map(rounded).collect();
+        let mut quota = Quota::new(&limits, Margin::default());
+        let mut servers: Vec<Server> = limits.iter().zip(which).map(|(limit, which)| Server::of(limit, which, 0)).collect();
+        let messages = shares.iter().map(|shares| scaled(shares, quota.capacity(), 0)).collect::<Vec<_>>();
+        let outcome = run(&mut quota, &mut servers, clock, messages, 0, u64::MAX);
+        prop_assert_eq!(outcome.rejected, 0);
+        prop_assert_eq!(outcome.sent, shares.len());
+    }
+}
+
+/// The share of what a perfect client could send in ten minutes and in 32 s, with the round trips of algorithms.md A9.
+#[test]
+fn nearly_all_of_the_quota_is_used() {
+    let uniform = |seed: &mut u64| {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*seed >> 33) % (80 * MS)
+    };
+    let window = Limit::window(50, Span::from_secs(5)).unwrap();
+    let bucket = |burst| Limit::bucket(50, Span::from_secs(5), burst).unwrap();
+    for (limit, which, seconds, least) in [
+        (window, 0, 32, 100.0),
+        (window, 1, 32, 100.0),
+        (window, 2, 32, 100.0),
+        (window, 0, 600, 99.0),
+        (window, 1, 600, 99.0),
+        (window, 2, 600, 99.0),
+        (bucket(50), 0, 600, 99.9),
+        (bucket(5), 0, 600, 99.9),
+        (bucket(5), 1, 32, 99.0),
+    ] {
+        let mut seed = 7;
+        let messages = std::iter::repeat_with(|| Message { cost: 1, there: uniform(&mut seed), back: 0, fate: Fate::Answered });
+        let mut quota = Quota::new(&[limit], Margin::default());
+        let mut servers = [Server::of(&limit, which, 0)];
+        let outcome = run(&mut quota, &mut servers, |now| now, messages, 0, seconds * SECOND);
+        let ideal = match limit.kind() {
+            Kind::Window => 50 * seconds.div_ceil(5),
+            _ => u64::from(limit.burst()) + 10 * seconds,
+        };
+        let share = 100.0 * outcome.units as f64 / ideal as f64;
+        assert_eq!(outcome.rejected, 0);
+        assert!(share >= least && share <= 100.0, "{limit:?} at {which} for {seconds} s: {share:.2} %");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What a quota promises, computed from its whole history at every instant that is asked about.
+
+#[derive(Clone, Debug)]
+struct Model {
+    limit: Limit,
+    margin: (u64, u64),
+    in_flight: u64,
+    /// When acknowledged units count as arrived, and how many.
+    arrivals: Vec<(u64, u64)>,
+    latest: u64,
+}
+
+impl Model {
+    fn new(limit: Limit, margin: Margin) -> Model {
+        let margin = (margin.floor().as_nanos(), u64::from(margin.ppm()));
+        Model { limit, margin, in_flight: 0, arrivals: Vec::new(), latest: 0 }
+    }
+
+    fn send(&mut self, now: u64, cost: u32) {
+        self.latest = self.latest.max(now);
+        self.in_flight += u64::from(cost);
+    }
+
+    fn ack(&mut self, when: u64, cost: u32) {
+        self.in_flight -= u64::from(cost);
+        self.arrivals.push((when.max(self.latest), u64::from(cost)));
+        self.arrivals.sort_unstable();
+    }
+
+    fn admits(&self, now: u64, cost: u32) -> bool {
+        let (amount, period) = (u64::from(self.limit.amount()), self.limit.period().as_nanos());
+        let (floor, ppm) = self.margin;
+        let (now, cost) = (now.max(self.latest), u64::from(cost));
+        match self.limit.kind() {
+            Kind::Window => {
+                let hold = period + floor.max((period * ppm).div_ceil(1_000_000));
+                let held = self.arrivals.iter().filter(|(arrival, _)| arrival + hold > now);
+                self.in_flight + held.map(|(_, units)| units).sum::<u64>() + cost <= amount
+            }
+            _ => {
+                let interval = (period * (1_000_000 + ppm)).div_ceil(1_000_000 * amount);
+                let (mut tat, mut pending) = (0, self.in_flight);
+                for (arrival, units) in &self.arrivals {
+                    if arrival + floor <= now {
+                        tat = tat.max(arrival + floor) + units * interval;
+                    } else {
+                        pending += units;
+                    }
+                }
+                tat.max(now) + (pending + cost) * interval <= now + u64::from(self.limit.burst()) * interval
+            }
+        }
+    }
+
+    /// The first instant from `now` on at which `cost` is admitted if nothing happens; every instant is tried.
+    fn eligible(&self, now: u64, cost: u32) -> Eligible {
+        if cost > self.limit.capacity() {
+            return Eligible::Never;
+        }
+        let horizon = self.arrivals.iter().map(|(arrival, _)| *arrival).max().unwrap_or(0).max(now) + 2000;
+        match (now..=horizon).find(|now| self.admits(*now, cost)) {
+            None => Eligible::OnAck,
+            Some(when) if when == now => Eligible::Now,
+            Some(when) => Eligible::At(at(when)),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Let time pass.
+    Pass(u64),
+    /// Let the clock step back.
+    Back(u64),
+    /// Send if admitted.
+    Send(u32),
+    /// Send all the same.
+    Force(u32),
+    /// Acknowledge something in flight, so late.
+    Ack(Index, u64),
+    Refund(Index),
+    Ask(u32),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0u64..60).prop_map(Step::Pass),
+        1 => (0u64..30).prop_map(Step::Back),
+        6 => (1u32..5).prop_map(Step::Send),
+        1 => (1u32..3).prop_map(Step::Force),
+        6 => (any::<Index>(), prop_oneof![3 => Just(0), 1 => 0u64..150]).prop_map(|(index, late)| Step::Ack(index, late)),
+        1 => any::<Index>().prop_map(Step::Refund),
+        2 => (1u32..8).prop_map(Step::Ask),
+    ]
+}
+
+fn small_limit() -> impl Strategy<Value = Limit> {
+    (any::<bool>(), 1u32..8, 1u64..150, 1u32..8).prop_map(|(window, amount, period, burst)| {
+        let period = Span::from_nanos(period);
+        if window { Limit::window(amount, period) } else { Limit::bucket(amount, period, burst) }.unwrap()
+    })
+}
+
+fn small_margin() -> impl Strategy<Value = Margin> {
+    prop_oneof![Just(Margin::NONE), (0u64..10, 0u32..100_000).prop_map(|(floor, ppm)| Margin::new(Span::from_nanos(floor), ppm)),]
+}
+
+/// What the AND of several answers is, and which of them decides it.
+fn conjunction(answers: &[Eligible]) -> (Eligible, Option<u16>) {
+    let first = |wanted: Eligible| answers.iter().position(|answer| *answer == wanted).map(|index| index as u16);
+    let latest = answers.iter().filter_map(|answer| match answer {
+        Eligible::At(when) => Some(*when),
+        _ => None,
+    });
+    [Eligible::Never, Eligible::OnAck]
+        .into_iter()
+        .chain(latest.max().map(Eligible::At))
+        .find_map(|wanted| first(wanted).map(|index| (wanted, Some(index))))
+        .unwrap_or((Eligible::Now, None))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// `next_eligible` is exact and tight: what it says of now, and the instant that it promises, is what trying every
+    /// instant gives, for late and early acknowledgements, refunds, charges ahead of the queue and a clock that steps back.
+    /// Every limit is charged or none is, asking changes nothing, and usage and headroom agree with it.
+    #[test]
+    fn promises_are_exact_and_tight(
+        limits in prop::collection::vec(small_limit(), 0..4),
+        margin in small_margin(),
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let mut quota = Quota::new(&limits, margin);
+        let mut models: Vec<Model> = limits.iter().map(|limit| Model::new(*limit, margin)).collect();
+        let mut in_flight: Vec<(u64, u32)> = Vec::new();
+        let mut now = 0;
+        for step in steps {
+            let mut cost = 1;
+            match step {
+                Step::Pass(span) => now += span,
+                Step::Back(span) => now = now.saturating_sub(span),
+                Step::Ask(asked) => cost = asked,
+                Step::Force(forced) => {
+                    quota.send(at(now), forced);
+                    models.iter_mut().for_each(|model| model.send(now, forced));
+                    in_flight.push((now, forced));
+                }
+                Step::Send(sent) => {
+                    cost = sent;
+                    if quota.next_eligible(at(now), sent).eligible == Eligible::Now {
+                        prop_assert!(models.iter().all(|model| model.admits(now, sent)));
+                        quota.send(at(now), sent);
+                        models.iter_mut().for_each(|model| model.send(now, sent));
+                        in_flight.push((now, sent));
+                    }
+                }
+                Step::Ack(index, late) if !in_flight.is_empty() => {
+                    let (_, acked) = in_flight.swap_remove(index.index(in_flight.len()));
+                    quota.ack(at(now + late), acked);
+                    models.iter_mut().for_each(|model| model.ack(now + late, acked));
+                }
+                Step::Refund(index) if !in_flight.is_empty() => {
+                    let (sent, refunded) = in_flight.swap_remove(index.index(in_flight.len()));
+                    quota.refund(at(sent), refunded);
+                    models.iter_mut().for_each(|model| model.in_flight -= u64::from(refunded));
+                }
+                Step::Ack(..) | Step::Refund(_) => {}
+            }
+
+            let answers: Vec<Eligible> = models.iter().map(|model| model.eligible(now, cost)).collect();
+            let (eligible, blocker) = conjunction(&answers);
+            let single = models.iter().all(|model| model.admits(now, 1));
+            let cost_only = eligible != Eligible::Now && single;
+            prop_assert_eq!(quota.next_eligible(at(now), cost), Verdict { eligible, blocker, cost_only });
+
+            let mut headroom = u32::MAX;
+            for (usage, model) in quota.usage(at(now)).zip(&models) {
+                let available = (1..=model.limit.capacity()).take_while(|cost| model.admits(now, *cost)).count();
+                prop_assert_eq!(usage.available as usize, available);
+                prop_assert_eq!(usage.limit, &model.limit);
+                prop_assert_eq!(usage.next_eligible, model.eligible(now, 1));
+                headroom = headroom.min(usage.available);
+            }
+            prop_assert_eq!(quota.headroom(at(now)), headroom);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The gate.
+
+#[derive(Clone, Debug)]
+enum Reply {
+    Accepted,
+    Rejected(Option<u64>),
+    /// Ended without headers.
+    Unanswered,
+    Refunded,
+}
+
+#[derive(Clone, Debug)]
+enum Move {
+    Pass(u64),
+    Send,
+    Reply(Index, Reply),
+}
+
+fn moves() -> impl Strategy<Value = Move> {
+    let reply = prop_oneof![
+        3 => Just(Reply::Accepted),
+        3 => prop::option::of(0u64..100).prop_map(Reply::Rejected),
+        1 => Just(Reply::Unanswered),
+        1 => Just(Reply::Refunded),
+    ];
+    prop_oneof![
+        3 => (0u64..60).prop_map(Move::Pass),
+        4 => Just(Move::Send),
+        4 => (any::<Index>(), reply).prop_map(|(index, reply)| Move::Reply(index, reply)),
+    ]
+}
+
+/// The last closure, and what is known since.
+#[derive(Debug, Default)]
+struct GateModel {
+    /// When the last closure ends or ended.
+    end: Option<u64>,
+    /// When the message was sent that was accepted after it.
+    proven: Option<u64>,
+    out: BTreeSet<(u64, usize)>,
+}
+
+impl GateModel {
+    fn state(&self, now: u64) -> GateState {
+        match (self.end, self.proven) {
+            (Some(end), None) if now < end => GateState::Closed(at(end)),
+            (Some(_), None) => GateState::Reopening,
+            _ => GateState::Open,
+        }
+    }
+
+    fn eligible(&self, now: u64) -> Eligible {
+        let probes = self.out.iter().filter(|(sent, _)| Some(*sent) >= self.end).count();
+        match self.state(now) {
+            GateState::Closed(until) => Eligible::Closed(until),
+            GateState::Reopening if probes > 0 => Eligible::OnAck,
+            _ => Eligible::Now,
+        }
+    }
+
+    fn rejected(&mut self, now: u64, sent: u64, wait: u64) -> Option<Instant> {
+        if self.proven.is_some_and(|proven| sent < proven) {
+            return None;
+        }
+        let end = now + wait.max(1);
+        if self.proven.is_none() && self.end >= Some(end) {
+            return None;
+        }
+        self.end = Some(end);
+        self.proven = None;
+        Some(at(end))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// While the gate is closed nothing goes; once it reopens exactly one message is out until the server has accepted one
+    /// sent since; messages from before a closure neither open it nor count; no closure is ever shortened.
+    #[test]
+    fn the_gate_reopens_by_one_message(moves in prop::collection::vec(moves(), 1..80), period in prop::option::of(1u64..100)) {
+        // So large an amount that the limit itself never holds anything back.
+        let limit = period.map(|period| Limit::window(4000, Span::from_nanos(period)).unwrap());
+        let untold = period.unwrap_or(SECOND);
+        let mut quota = Quota::new(limit.as_slice(), Margin::NONE);
+        let mut model = GateModel::default();
+        let mut now = 0;
+        for (index, action) in moves.into_iter().enumerate() {
+            match action {
+                Move::Pass(span) => now += span,
+                Move::Send => {
+                    if quota.next_eligible(at(now), 1).eligible == Eligible::Now {
+                        quota.send(at(now), 1);
+                        model.out.insert((now, index));
+                    }
+                }
+                Move::Reply(which, reply) if !model.out.is_empty() => {
+                    let message = *model.out.iter().nth(which.index(model.out.len())).unwrap();
+                    model.out.remove(&message);
+                    let sent = message.0;
+                    match reply {
+                        Reply::Accepted => {
+                            quota.ack(at(now), 1);
+                            let opens = model.state(now) == GateState::Reopening && Some(sent) >= model.end;
+                            prop_assert_eq!(quota.accepted(at(sent)), opens);
+                            if opens {
+                                model.proven = Some(sent);
+                            }
+                        }
+                        Reply::Rejected(told) => {
+                            quota.ack(at(now), 1);
+                            let moved = quota.rejected(at(now), at(sent), told.map(Span::from_nanos));
+                            prop_assert_eq!(moved, model.rejected(now, sent, told.unwrap_or(untold)));
+                        }
+                        Reply::Unanswered => {
+                            quota.ack(at(now + 10), 1);
+                            quota.unanswered(at(sent));
+                        }
+                        Reply::Refunded => quota.refund(at(sent), 1),
+                    }
+                }
+                Move::Reply(..) => {}
+            }
+            prop_assert_eq!(quota.gate(at(now)), model.state(now));
+            let verdict = quota.next_eligible(at(now), 1);
+            prop_assert_eq!(verdict, Verdict { eligible: model.eligible(now), blocker: None, cost_only: false });
+            let room = match model.eligible(now) {
+                Eligible::Now if model.state(now) == GateState::Reopening => 1..=1,
+                Eligible::Now => 2..=u32::MAX,
+                _ => 0..=0,
+            };
+            prop_assert!(room.contains(&quota.headroom(at(now))));
+        }
+    }
+}

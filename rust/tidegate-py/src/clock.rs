@@ -1,0 +1,64 @@
+//! Where `now` comes from: the monotonic clock, or one that moves when told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time;
+
+use pyo3::prelude::*;
+use tidegate_core::time::{Instant, Span};
+
+use crate::convert;
+
+/// The engine's clock, in nanoseconds since the scheduler was made.
+pub(crate) enum Clock {
+    Monotonic(time::Instant),
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    pub(crate) fn new(manual: Option<&ManualClock>) -> Clock {
+        match manual {
+            None => Clock::Monotonic(time::Instant::now()),
+            Some(clock) => Clock::Manual(clock.nanos.clone()),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn now(&self) -> Instant {
+        match self {
+            // 584 years fit.
+            Clock::Monotonic(origin) => Instant::from_nanos(origin.elapsed().as_nanos() as u64),
+            // ORDERING: Relaxed; the number stands for itself.
+            Clock::Manual(nanos) => Instant::from_nanos(nanos.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// The number behind `tidegate.testing.ManualClock`.
+#[pyclass(frozen, subclass, module = "tidegate._core")]
+pub(crate) struct ManualClock {
+    nanos: Arc<AtomicU64>,
+}
+
+#[pymethods]
+impl ManualClock {
+    #[new]
+    fn new() -> ManualClock {
+        ManualClock { nanos: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// Seconds since the clock was made.
+    fn time(&self) -> f64 {
+        convert::seconds(Span::from_nanos(self.nanos.load(Ordering::Relaxed)))
+    }
+
+    /// Nanoseconds since the clock was made.
+    fn time_ns(&self) -> u64 {
+        self.nanos.load(Ordering::Relaxed)
+    }
+
+    /// Moves to an instant, in nanoseconds; never back.
+    fn _move_to(&self, nanos: u64) {
+        self.nanos.fetch_max(nanos, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,155 @@
+//! Between Python's seconds, headers and statuses and the core's types.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pyo3::conversion::FromPyObjectOwned;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyString};
+use tidegate_core::engine::{Answer, Outcome};
+use tidegate_core::retry_after;
+use tidegate_core::time::Span;
+
+use crate::error;
+
+/// A span in seconds.
+#[inline]
+pub(crate) fn seconds(span: Span) -> f64 {
+    span.as_nanos() as f64 / 1e9
+}
+
+/// Seconds as a span, rounded up; nothing for a number that is no span (negative, NaN).
+pub(crate) fn span(seconds: f64) -> Option<Span> {
+    // `as` saturates: what is beyond 584 years is for ever.
+    (seconds >= 0.0).then(|| Span::from_nanos((seconds * 1e9).ceil() as u64))
+}
+
+/// Seconds above 0, or a `timedelta`, from a user.
+pub(crate) fn timeout(value: &Bound<'_, PyAny>) -> PyResult<Span> {
+    let number = value.call_method0("total_seconds").unwrap_or_else(|_| value.clone());
+    match number.extract().ok().and_then(span) {
+        Some(span) if span > Span::ZERO && !value.is_instance_of::<PyBool>() => Ok(span),
+        _ => Err(error::config("timeout", value, "give seconds above 0, a timedelta, or None for no deadline")),
+    }
+}
+
+/// A band, from a user.
+pub(crate) fn priority(value: &Bound<'_, PyAny>) -> PyResult<u8> {
+    let way_out = "give an integer from 0 (most urgent) to 255; see tidegate.Priority";
+    integer(value).ok_or_else(|| error::config("priority", value, way_out))
+}
+
+/// Units, from a user.
+pub(crate) fn cost(value: &Bound<'_, PyAny>) -> PyResult<u32> {
+    integer(value).filter(|&units| units > 0).ok_or_else(|| error::config("cost", value, "give an integer of at least 1"))
+}
+
+fn integer<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) -> Option<T> {
+    if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() }
+}
+
+/// The places in `known` of the backends that a user names: one name, or several.
+pub(crate) fn chosen(known: &[String], names: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    let refuse = |way_out: &str| error::config("backends", names, way_out);
+    let listed: Vec<Bound<'_, PyAny>> = if names.is_instance_of::<PyString>() {
+        vec![names.clone()]
+    } else {
+        let all = names.try_iter().and_then(Iterator::collect);
+        all.map_err(|_| refuse("give the names of backends, or None for all"))?
+    };
+    if listed.is_empty() {
+        return Err(refuse("give at least one name, or None for all backends"));
+    }
+    let place = |name: &Bound<'_, PyAny>| {
+        let text: Option<String> = name.extract().ok();
+        let found = text.and_then(|text| known.iter().position(|known| *known == text));
+        found.ok_or_else(|| {
+            let way_out = format!("there is no such backend; there are {}", known.join(", "));
+            error::config("backends", name, &way_out)
+        })
+    };
+    listed.iter().map(place).collect()
+}
+
+/// The outcome codes of `tidegate.Outcome`.
+pub(crate) fn outcome(code: u8) -> Outcome {
+    match code {
+        0 => Outcome::Ok,
+        1 => Outcome::Limited,
+        2 => Outcome::Failed,
+        _ => Outcome::Neutral,
+    }
+}
+
+fn code(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Ok => 0,
+        Outcome::Limited => 1,
+        Outcome::Failed => 2,
+        Outcome::Neutral => 3,
+    }
+}
+
+/// What a reply with this status means, when it is not a value: a code of `tidegate.Outcome`.
+#[pyfunction]
+#[pyo3(signature = (status, headers, /))]
+pub(crate) fn outcome_of_status(status: u16, headers: Option<&Bound<'_, PyAny>>) -> u8 {
+    code(Outcome::of_status(status, told(headers).is_some()))
+}
+
+/// What response headers say. Whatever a server may send, this does not raise.
+pub(crate) fn answer(status: Option<u16>, headers: Option<&Bound<'_, PyAny>>, retry_after: Option<f64>) -> Answer {
+    let may_tell = matches!(status, None | Some(429 | 503));
+    let told = || if may_tell { told(headers) } else { None };
+    let clamp = |span: Span| span.min(retry_after::MAX_RETRY_AFTER);
+    Answer { status, retry_after: retry_after.and_then(span).map(clamp).or_else(told) }
+}
+
+fn told(headers: Option<&Bound<'_, PyAny>>) -> Option<Span> {
+    let headers = headers?;
+    let values = all(headers, "Retry-After");
+    if values.is_empty() {
+        return None;
+    }
+    let date = all(headers, "Date").into_iter().next();
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    // Of two conflicting copies the longer wait is the one that cannot be wrong.
+    values.iter().filter_map(|value| retry_after::parse(value, date.as_deref(), wall)).max()
+}
+
+/// The values of a header: from a mapping that ignores case, a multi-dict, or a plain dictionary in any case.
+fn all(headers: &Bound<'_, PyAny>, name: &str) -> Vec<String> {
+    let text = |value: &Bound<'_, PyAny>| -> Option<String> {
+        if let Ok(bytes) = value.extract::<&[u8]>() {
+            return Some(String::from_utf8_lossy(bytes).into_owned());
+        }
+        value.str().ok().and_then(|text| text.to_str().ok().map(str::to_owned))
+    };
+    if let Ok(found) = headers.call_method1("getall", (name,))
+        && let Ok(values) = found.try_iter()
+    {
+        return values.flatten().filter_map(|value| text(&value)).collect();
+    }
+    if let Ok(found) = headers.call_method1("get", (name,))
+        && !found.is_none()
+    {
+        return text(&found).into_iter().collect();
+    }
+    let mut values = Vec::new();
+    if let Ok(items) = headers.call_method0("items")
+        && let Ok(items) = items.try_iter()
+    {
+        for item in items.flatten() {
+            if let Ok((key, value)) = item.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()
+                && text(&key).is_some_and(|key| key.eq_ignore_ascii_case(name))
+            {
+                values.extend(text(&value));
+            }
+        }
+    }
+    values
+}
+
+/// A name that is used as a dictionary key again and again.
+pub(crate) fn interned(py: Python<'_>, name: &str) -> Py<PyString> {
+    PyString::intern(py, name).unbind()
+}

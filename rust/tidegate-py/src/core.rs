@@ -1,0 +1,548 @@
+//! The engine behind one lock.
+//!
+//! Ground rules. The lock is held for a few hundred nanoseconds at a time and never while Python code may run: what is called or dropped
+//! is carried out of the locked section first. The wake-up is called at most once a batch, outside of the lock as well.
+
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::thread::{self, ThreadId};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyString, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
+use tidegate_core::engine::{
+    Answer, BackendId, BackendSpec, BackendState, ClassError, Engine, Flags, Handle, LeaseId, Leased, Options, Outcome, Recharge,
+};
+use tidegate_core::limit::{Eligible, Limit};
+use tidegate_core::queue::ingress::{self, Producer, Room};
+use tidegate_core::retry::Retry;
+use tidegate_core::time::{Instant, Span};
+
+use crate::clock::{Clock, ManualClock};
+use crate::convert::{self, seconds};
+use crate::error;
+use crate::pending::{Conclusion, Listener, Pending};
+use crate::request::Request;
+use crate::shell::shell;
+use crate::state::{Backend, Foreign, News, Next, State, Wake};
+use crate::stream::Stream;
+use crate::terms::Terms;
+use crate::ticket::Ticket;
+
+/// The engine of one scheduler. See `_core.pyi`.
+#[pyclass(frozen, module = "tidegate._core")]
+pub(crate) struct Core {
+    state: Mutex<State>,
+    clock: Clock,
+    room: Room,
+    producer: Producer<Foreign>,
+    /// The loop's clock when the engine's stood at its origin, and the thread that owns the loop.
+    home: OnceLock<(f64, ThreadId)>,
+}
+
+/// A `tidegate.Limit`.
+#[derive(FromPyObject)]
+struct LimitOptions {
+    kind: String,
+    amount: u32,
+    period: f64,
+    burst: Option<u32>,
+}
+
+/// A `tidegate.BackendQuota`.
+#[derive(FromPyObject)]
+struct QuotaOptions {
+    limits: Vec<LimitOptions>,
+    concurrency: Option<u32>,
+}
+
+/// A `tidegate.Backend`.
+#[derive(FromPyObject)]
+struct BackendOptions {
+    name: String,
+    quota: QuotaOptions,
+    timeout: Option<f64>,
+    weight: f64,
+}
+
+impl LimitOptions {
+    fn declared(&self, py: Python<'_>) -> PyResult<Limit> {
+        let period = convert::span(self.period).unwrap_or(Span::ZERO);
+        let limit = match self.kind.as_str() {
+            "bucket" => Limit::bucket(self.amount, period, self.burst.unwrap_or(self.amount)),
+            _ => Limit::window(self.amount, period),
+        };
+        limit.map_err(|refused| {
+            let text = PyString::new(py, &format!("{}/{}s", self.amount, self.period));
+            error::config("quota", text.as_any(), &format!("{refused}; give a smaller amount, period or burst"))
+        })
+    }
+}
+
+/// A `tidegate.Retry`.
+#[derive(FromPyObject)]
+struct RetryOptions {
+    attempts: u32,
+    base: f64,
+    cap: f64,
+    budget: f64,
+}
+
+impl Core {
+    fn lock(&self) -> PyResult<MutexGuard<'_, State>> {
+        self.state.lock().map_err(|_| error::poisoned())
+    }
+
+    #[inline]
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    pub(crate) fn loop_time(&self, at: Instant) -> f64 {
+        let origin = self.home.get().map_or(0.0, |(origin, _)| *origin);
+        origin + seconds(at.since(Instant::ORIGIN))
+    }
+
+    /// Runs `act` under the lock; afterwards asks the loop for a pump if one has become due.
+    #[inline]
+    fn with<T>(&self, py: Python<'_>, act: impl FnOnce(&mut State) -> T) -> PyResult<T> {
+        let (out, wake) = {
+            let mut state = self.lock()?;
+            let out = act(&mut state);
+            let at_home = || self.home.get().is_none_or(|(_, owner)| *owner == thread::current().id());
+            let wake = state.pump_wanted().map(|wake| if at_home() { &wake.here } else { &wake.elsewhere }.clone_ref(py));
+            (out, wake)
+        };
+        if let Some(wake) = wake {
+            wake.call0(py)?;
+        }
+        Ok(out)
+    }
+
+    /// As `with`, and tells the listeners of the requests that ended by it.
+    fn with_endings<T>(&self, py: Python<'_>, act: impl FnOnce(&mut State) -> T) -> PyResult<T> {
+        let (out, conclusions) = self.with(py, |state| (act(state), state.conclude_ended(py)))?;
+        self.tell(py, conclusions)?;
+        Ok(out)
+    }
+
+    fn tell(&self, py: Python<'_>, conclusions: impl IntoIterator<Item = Conclusion>) -> PyResult<()> {
+        conclusions.into_iter().try_for_each(|conclusion| conclusion.tell(py, self.now()))
+    }
+
+    pub(crate) fn ack(&self, py: Python<'_>, lease: LeaseId, answer: Answer) -> PyResult<()> {
+        let now = self.now();
+        self.with(py, |state| state.engine.ack(now, lease, answer))
+    }
+
+    /// Whether the attempt may send one more message now; otherwise `grant` is called when it may.
+    pub(crate) fn recharge(&self, py: Python<'_>, lease: LeaseId, cost: u32, grant: Py<PyAny>) -> PyResult<bool> {
+        let now = self.now();
+        let answer = self.with(py, |state| {
+            let answer = state.engine.recharge(now, lease, cost);
+            if answer == Recharge::Waits {
+                state.expect_grant(lease, grant);
+            }
+            answer
+        })?;
+        match answer {
+            Recharge::Granted => Ok(true),
+            Recharge::Waits => Ok(false),
+            Recharge::Never(largest) => Err(error::class(py, ClassError::CostExceedsBurst { cost, largest }, "the backend")),
+            Recharge::Gone => Err(PyRuntimeError::new_err("this attempt is over: it can send nothing more")),
+        }
+    }
+
+    pub(crate) fn cancel(&self, py: Python<'_>, handle: Handle) -> PyResult<bool> {
+        let now = self.now();
+        self.with_endings(py, |state| state.engine.cancel(now, handle))
+    }
+
+    pub(crate) fn deliver(&self, py: Python<'_>, handle: Handle) -> PyResult<()> {
+        self.with(py, |state| state.engine.deliver(handle))
+    }
+
+    /// Places for up to `wanted` requests.
+    ///
+    /// # Errors
+    /// `SchedulerClosedError` when none are accepted any more.
+    fn reserve(&self, py: Python<'_>, wanted: usize) -> PyResult<usize> {
+        if self.lock()?.engine.is_accepting() { Ok(self.room.reserve(wanted)) } else { Err(error::closed(py)) }
+    }
+
+    /// Accepts as many of the targets as there is room for, from the first; returns how many.
+    fn accept(
+        &self,
+        targets: &Bound<'_, PyList>,
+        terms: &Terms,
+        runner: Option<&Py<PyAny>>,
+        held: bool,
+        mut listener: impl FnMut(Handle) -> PyResult<Listener>,
+    ) -> PyResult<usize> {
+        let py = targets.py();
+        let granted = self.reserve(py, targets.len())?;
+        let now = self.now();
+        let submission = terms.submission(now, held);
+        self.with(py, |state| {
+            for target in targets.iter().take(granted) {
+                let handle = state.engine.submit(now, &submission);
+                let runner = runner.map(|runner| runner.clone_ref(py));
+                state.keep(handle, Pending::new(target.unbind(), listener(handle)?, runner));
+            }
+            Ok(granted)
+        })?
+    }
+
+    fn request(slf: &Bound<'_, Core>, next: Option<Next>) -> PyResult<Option<Py<Request>>> {
+        let Some(Next { leased, target, backend, runner }) = next else { return Ok(None) };
+        let Leased { lease, attempt, priority, deadline, .. } = leased;
+        let core = slf.clone().unbind();
+        Py::new(slf.py(), Request { core, lease, target, backend, runner, attempt, priority, deadline }).map(Some)
+    }
+}
+
+#[pymethods]
+impl Core {
+    #[new]
+    #[pyo3(signature = (capacity, seed, retry, clock, /))]
+    fn new(capacity: usize, seed: u64, retry: RetryOptions, clock: Option<&Bound<'_, ManualClock>>) -> Core {
+        let span = |seconds| convert::span(seconds).unwrap_or(Span::ZERO);
+        let retry = Retry {
+            attempts: retry.attempts,
+            base: span(retry.base),
+            cap: span(retry.cap),
+            budget_milli: (retry.budget * 1000.0).round() as u32,
+        };
+        let clock = Clock::new(clock.map(Bound::get));
+        let engine = Engine::new(&Options { capacity, retry, seed }, clock.now());
+        let room = engine.room().clone();
+        let (producer, consumer) = ingress::ingress();
+        Core { state: Mutex::new(State::new(engine, consumer)), clock, room, producer, home: OnceLock::new() }
+    }
+
+    /// Adds a `tidegate.Backend`, whose attempts `runner` runs.
+    #[pyo3(signature = (backend, runner, /))]
+    fn add_backend(&self, py: Python<'_>, backend: BackendOptions, runner: Py<PyAny>) -> PyResult<()> {
+        let BackendOptions { name, quota, timeout, weight } = backend;
+        let limits = quota.limits.iter().map(|limit| limit.declared(py)).collect::<PyResult<_>>()?;
+        let concurrency = quota.concurrency;
+        let spec = BackendSpec { limits, concurrency, timeout: timeout.and_then(convert::span), weight };
+        let name = convert::interned(py, &name);
+        self.with(py, |state| {
+            state.engine.add_backend(&spec);
+            state.backends.push(Backend { name, runner });
+        })
+    }
+
+    /// Checks the options of a request. `lasting`: it is never retried, and no attempt timeout applies.
+    #[pyo3(signature = (priority, timeout, cost, backends, lasting=false, /))]
+    fn terms(
+        &self,
+        priority: &Bound<'_, PyAny>,
+        timeout: Option<&Bound<'_, PyAny>>,
+        cost: &Bound<'_, PyAny>,
+        backends: Option<&Bound<'_, PyAny>>,
+        lasting: bool,
+    ) -> PyResult<Terms> {
+        let py = priority.py();
+        let names: Vec<String> = self.lock()?.backends.iter().map(|backend| backend.name.to_string()).collect();
+        let ids = match backends {
+            None => (0..names.len()).collect(),
+            Some(chosen) => convert::chosen(&names, chosen)?,
+        };
+        let backends: Vec<BackendId> = ids.iter().map(|&id| BackendId(id as u16)).collect();
+        let priority = convert::priority(priority)?;
+        let timeout = timeout.map(convert::timeout).transpose()?;
+        let cost = convert::cost(cost)?;
+        let class = self.lock()?.engine.class(self.now(), &backends, cost).map_err(|refused| {
+            let names: Vec<&str> = ids.iter().map(|&id| names[id].as_str()).collect();
+            error::class(py, refused, &names.join(", "))
+        })?;
+        Ok(Terms { class, priority, timeout, flags: Flags { held: false, once: lasting, untimed: lasting } })
+    }
+
+    /// Says how to ask for a pump, on the loop's thread and on another, and how the loop's clock stands.
+    #[pyo3(signature = (here, elsewhere, loop_time, /))]
+    fn open(&self, py: Python<'_>, here: Py<PyAny>, elsewhere: Py<PyAny>, loop_time: f64) -> PyResult<()> {
+        let origin = loop_time - seconds(self.now().since(Instant::ORIGIN));
+        let _ = self.home.set((origin, thread::current().id()));
+        self.with(py, |state| state.wake = Some(Wake { here, elsewhere }))
+    }
+
+    /// Accepts as many of the targets as there is room for, from the first, and returns a ticket for each.
+    #[pyo3(signature = (targets, terms, runner=None, /))]
+    fn submit<'py>(
+        slf: &Bound<'py, Self>,
+        targets: &Bound<'py, PyList>,
+        terms: &Bound<'py, Terms>,
+        runner: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let py = slf.py();
+        let mut tickets = Vec::with_capacity(targets.len());
+        slf.get().accept(targets, terms.get(), runner.as_ref(), false, |handle| {
+            let ticket = Py::new(py, Ticket::new(slf.clone().unbind(), handle))?;
+            tickets.push(ticket.clone_ref(py));
+            Ok(Listener::Ticket(ticket))
+        })?;
+        PyList::new(py, tickets)
+    }
+
+    /// Accepts as many of the targets as there is room for, from the first, for a stream; returns how many. `index` is the first one's place.
+    #[pyo3(signature = (targets, terms, stream, index, runner=None, /))]
+    fn submit_for(
+        &self,
+        targets: &Bound<'_, PyList>,
+        terms: &Bound<'_, Terms>,
+        stream: &Bound<'_, Stream>,
+        index: u64,
+        runner: Option<Py<PyAny>>,
+    ) -> PyResult<usize> {
+        let mut indexes = index..;
+        self.accept(targets, terms.get(), runner.as_ref(), true, |_| {
+            Ok(Listener::Stream(stream.clone().unbind(), indexes.next().unwrap_or(u64::MAX)))
+        })
+    }
+
+    /// Accepts a request from any thread; false when there is no room. Its reply goes to a `concurrent.futures.Future`.
+    #[pyo3(signature = (target, terms, future, /))]
+    fn submit_threadsafe(&self, py: Python<'_>, target: Py<PyAny>, terms: Py<Terms>, future: Py<PyAny>) -> PyResult<bool> {
+        if self.reserve(py, 1)? == 0 {
+            return Ok(false);
+        }
+        let first = self.producer.push(Foreign { target, future, terms }).map_err(|_| error::poisoned())?;
+        if first {
+            let wake = self.lock()?.wake.as_ref().map(|wake| wake.elsewhere.clone_ref(py));
+            wake.map(|wake| wake.call0(py)).transpose()?;
+        }
+        Ok(true)
+    }
+
+    /// Cancels what a stream or a future waits for; it is told nothing.
+    #[pyo3(signature = (listener, /))]
+    pub(crate) fn cancel_for(&self, listener: &Bound<'_, PyAny>) -> PyResult<()> {
+        let now = self.now();
+        self.with_endings(listener.py(), |state| {
+            for slot in state.forsake(listener) {
+                if let Some(handle) = state.engine.handle_at(slot) {
+                    state.engine.cancel(now, handle);
+                }
+            }
+        })
+    }
+
+    /// A new worker's number.
+    fn hire(&self, py: Python<'_>) -> PyResult<u32> {
+        let now = self.now();
+        self.with(py, |state| state.hire(now))
+    }
+
+    /// A worker's task has ended. `dismissed`: because a pump sent it home.
+    #[pyo3(signature = (worker, dismissed, /))]
+    fn leave(&self, py: Python<'_>, worker: u32, dismissed: bool) -> PyResult<()> {
+        self.with(py, |state| state.leave(worker, dismissed))
+    }
+
+    /// A worker found nothing. True: it sleeps until a pump names it. False: it lets others run and takes again. None: it leaves.
+    #[pyo3(signature = (worker, /))]
+    fn park(&self, py: Python<'_>, worker: u32) -> PyResult<Option<bool>> {
+        let now = self.now();
+        self.with(py, |state| state.park(now, worker))
+    }
+
+    /// The next attempt for a worker, or nothing: then it parks.
+    #[pyo3(signature = (worker, /))]
+    fn take(slf: &Bound<'_, Self>, worker: u32) -> PyResult<Option<Py<Request>>> {
+        let py = slf.py();
+        let now = slf.get().now();
+        let next = slf.get().with(py, |state| state.next(py, worker, now))?;
+        Core::request(slf, next)
+    }
+
+    /// A worker's attempt has returned this value; the next attempt, or nothing: then it parks.
+    #[pyo3(signature = (worker, value, /))]
+    fn finish_and_take(slf: &Bound<'_, Self>, worker: u32, value: Py<PyAny>) -> PyResult<Option<Py<Request>>> {
+        let py = slf.py();
+        let core = slf.get();
+        let now = core.now();
+        let ((conclusion, unwanted), next) = core.with(py, |state| {
+            let finish = state.finish(py, now, worker, (Outcome::Ok, Answer::default(), false), value);
+            (finish, state.next(py, worker, now))
+        })?;
+        drop(unwanted);
+        if let Some(conclusion) = conclusion {
+            conclusion.tell(py, now)?;
+        }
+        Core::request(slf, next)
+    }
+
+    /// A worker's attempt ended otherwise than with a plain value. With the outcome OK, `result` is its value.
+    #[pyo3(signature = (worker, outcome, result, status=None, headers=None, /))]
+    fn finish(
+        &self,
+        worker: u32,
+        outcome: u8,
+        result: &Bound<'_, PyAny>,
+        status: Option<u16>,
+        headers: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let attempt = (convert::outcome(outcome), convert::answer(status, headers, None), false);
+        self.end_attempt(worker, attempt, result)
+    }
+
+    /// A worker's attempt was given up before anything was sent: what it was charged is given back.
+    #[pyo3(signature = (worker, error, /))]
+    fn give_up(&self, worker: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.end_attempt(worker, (Outcome::Neutral, Answer::default(), true), error)
+    }
+
+    /// A worker leaves its attempt while the handler's thread runs on. The lease, to be released when it has returned.
+    #[pyo3(signature = (worker, error, /))]
+    fn abandon(&self, py: Python<'_>, worker: u32, error: Py<PyAny>) -> PyResult<Option<u64>> {
+        let now = self.now();
+        let Some((lease, (conclusion, unwanted))) = self.with(py, |state| state.abandon(py, now, worker, error))? else {
+            return Ok(None);
+        };
+        drop(unwanted);
+        self.tell(py, conclusion)?;
+        Ok(Some(lease.to_bits()))
+    }
+
+    /// The handler of an abandoned attempt has returned at last.
+    #[pyo3(signature = (lease, /))]
+    fn release(&self, py: Python<'_>, lease: u64) -> PyResult<()> {
+        let now = self.now();
+        self.with(py, |state| {
+            state.engine.finish(now, LeaseId::from_bits(lease), Outcome::Neutral, Answer::default(), false);
+        })
+    }
+
+    /// Lets time pass and says what there is to do:
+    /// `(interrupt, wake, dismiss, hire, seconds until the next pump or None, idle, events)`.
+    fn pump<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let now = self.now();
+        let news = self.lock()?.pump(py, now);
+        let News { interrupt, staffing, wait, idle, events, timed_out, grants, refused } = news;
+        // Errors are made by Python code, so outside of the lock, and before the requests that ended by them are concluded.
+        for (request, backend, timeout) in timed_out {
+            let error = shell(py)?.call_method1("attempt_timed_out", (&backend, seconds(timeout)))?.unbind();
+            self.lock()?.note_failure(request, backend, error);
+        }
+        let conclusions = self.lock()?.conclude_ended(py);
+        self.tell(py, conclusions)?;
+        for Foreign { target, future, .. } in refused {
+            shell(py)?.call_method1("refuse", (future, target))?;
+        }
+        for (grant, given) in grants {
+            grant.call1(py, (given,))?;
+        }
+        let wait = wait.map(seconds);
+        (interrupt, staffing.wake, staffing.dismiss, staffing.hire, wait, idle, events).into_pyobject(py)
+    }
+
+    /// Asks for a pump once nothing is queued or leased.
+    fn watch_idle(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |state| state.idle_watched = true)
+    }
+
+    /// Asks for a pump once there is room.
+    fn watch_room(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |state| state.room_watched = true)
+    }
+
+    /// Whether one more request would be accepted now.
+    fn has_room(&self) -> bool {
+        self.room.has_room()
+    }
+
+    /// Whether requests are accepted at all.
+    fn is_accepting(&self) -> PyResult<bool> {
+        Ok(self.lock()?.engine.is_accepting())
+    }
+
+    /// Whether nothing is queued or leased.
+    fn is_idle(&self) -> PyResult<bool> {
+        Ok(self.lock()?.engine.is_idle())
+    }
+
+    /// Accepts nothing more.
+    fn stop_accepting(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |state| state.engine.stop_accepting())
+    }
+
+    /// Ends all that is pending.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let now = self.now();
+        self.with_endings(py, |state| state.engine.close(now))
+    }
+
+    /// When, on the engine's clock, something happens by itself; nothing when nothing will.
+    fn next_wake_ns(&self) -> PyResult<Option<u64>> {
+        Ok(self.lock()?.engine.next_wake().map(Instant::as_nanos))
+    }
+
+    /// `[accepted, delivered, dead, expired, cancelled, queued, leased, done]`.
+    fn ledger(&self) -> PyResult<[u64; 8]> {
+        let counts = self.lock()?.engine.ledger();
+        let ended = [counts.delivered, counts.dead, counts.expired, counts.cancelled];
+        let [delivered, dead, expired, cancelled] = ended;
+        Ok([counts.accepted, delivered, dead, expired, cancelled, counts.queued, counts.leased, counts.done])
+    }
+
+    /// How many workers there are.
+    fn workers(&self) -> PyResult<usize> {
+        Ok(self.lock()?.engine.workers())
+    }
+
+    /// For each backend `(state, seconds until it may change or None, in flight, strays, limits)`, and for each limit
+    /// `(used, available, seconds until it admits a cost of 1 or None)`.
+    fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let now = self.now();
+        let until = |at: Instant| seconds(at.since(now));
+        let state = self.lock()?;
+        let rows = (0..state.backends.len()).map(|id| {
+            let status = state.engine.status(BackendId(id as u16), now);
+            let limits: Vec<(u32, u32, Option<f64>)> = status
+                .limits()
+                .map(|usage| {
+                    let next = match usage.next_eligible {
+                        Eligible::Now => Some(0.0),
+                        Eligible::At(at) | Eligible::Closed(at) => Some(until(at)),
+                        Eligible::OnAck | Eligible::Never => None,
+                    };
+                    (usage.used, usage.available, next)
+                })
+                .collect();
+            let (word, change) = match status.state() {
+                BackendState::Open => ("open", Some(0.0)),
+                BackendState::Limited(at) => ("limited", at.map(until)),
+                BackendState::Full => ("full", None),
+                BackendState::Closed(at) => ("closed", Some(until(at))),
+            };
+            (word, change, status.in_flight(), status.strays(), limits)
+        });
+        let rows: Vec<_> = rows.collect();
+        drop(state);
+        PyList::new(py, rows)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Another thread in the middle of a call holds references that the collector cannot see: nothing here is garbage then.
+        self.state.try_lock().map_or(Ok(()), |state| state.traverse(&visit))
+    }
+
+    fn __clear__(&self) {
+        let dropped = self.state.try_lock().map(|mut state| state.clear());
+        drop(dropped);
+    }
+}
+
+impl Core {
+    fn end_attempt(&self, worker: u32, attempt: (Outcome, Answer, bool), result: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = result.py();
+        let now = self.now();
+        let result = result.clone().unbind();
+        let (conclusion, unwanted) = self.with(py, |state| state.finish(py, now, worker, attempt, result))?;
+        drop(unwanted);
+        self.tell(py, conclusion)
+    }
+}

@@ -1,0 +1,140 @@
+//! What a handler gets: one attempt of one request.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+use tidegate_core::engine::LeaseId;
+use tidegate_core::time::Instant;
+
+use crate::convert;
+use crate::core::Core;
+use crate::shell::shell;
+
+/// What a handler gets: one attempt of one request.
+///
+/// Attributes:
+///     target: What was submitted.
+///     backend: Name of the backend that serves it.
+///     account: The account chosen; None for a backend without accounts.
+///     attempt: Which attempt it is, from 1. One that a limit rejected is not counted.
+///     priority: 0 (most urgent) to 255.
+///     deadline: When the request is worthless, on the clock of `loop.time()`; None for never.
+///     scopes: The scopes that the request carries.
+///     scheduled_for: The instant for which a collector planned it; None otherwise.
+#[pyclass(frozen, module = "tidegate", freelist = 256)]
+pub(crate) struct Request {
+    pub(crate) core: Py<Core>,
+    pub(crate) lease: LeaseId,
+    pub(crate) target: Py<PyAny>,
+    pub(crate) backend: Py<PyString>,
+    pub(crate) runner: Py<PyAny>,
+    pub(crate) attempt: u32,
+    pub(crate) priority: u8,
+    pub(crate) deadline: Instant,
+}
+
+#[pymethods]
+impl Request {
+    #[getter]
+    fn target(&self, py: Python<'_>) -> Py<PyAny> {
+        self.target.clone_ref(py)
+    }
+
+    #[getter]
+    fn backend(&self, py: Python<'_>) -> Py<PyString> {
+        self.backend.clone_ref(py)
+    }
+
+    #[getter]
+    fn account(&self) -> Option<Py<PyAny>> {
+        None
+    }
+
+    #[getter]
+    fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    #[getter]
+    fn priority(&self) -> u8 {
+        self.priority
+    }
+
+    #[getter]
+    fn deadline(&self) -> Option<f64> {
+        (self.deadline < Instant::FAR).then(|| self.core.get().loop_time(self.deadline))
+    }
+
+    #[getter]
+    fn scopes<'py>(&self, py: Python<'py>) -> Bound<'py, PyDict> {
+        PyDict::new(py)
+    }
+
+    #[getter]
+    fn scheduled_for(&self) -> Option<f64> {
+        None
+    }
+
+    /// The coroutine function that runs this attempt.
+    #[getter]
+    fn _runner(&self, py: Python<'_>) -> Py<PyAny> {
+        self.runner.clone_ref(py)
+    }
+
+    /// Say that response headers arrived: the clocks of the limits start now.
+    ///
+    /// Without it they start when the handler ends, which is safe but wastes the time in between. A status of 429, or 503 with
+    /// `Retry-After`, closes the backend's limits. Saying it twice changes nothing.
+    ///
+    /// Args:
+    ///     status: HTTP status, or what corresponds to it.
+    ///     headers: Response headers; `Retry-After` is read, as seconds or as a date, and waits of more than 24 hours are cut to that.
+    ///     retry_after: Seconds that the server asks us to wait, from elsewhere than the headers.
+    ///
+    /// Thread safety: any thread.
+    #[pyo3(signature = (status=None, headers=None, *, retry_after=None))]
+    fn ack(
+        &self,
+        py: Python<'_>,
+        status: Option<u16>,
+        headers: Option<&Bound<'_, PyAny>>,
+        retry_after: Option<f64>,
+    ) -> PyResult<()> {
+        self.core.get().ack(py, self.lease, convert::answer(status, headers, retry_after))
+    }
+
+    /// Asks to send one more message; `grant` is a callable that will be called, on the loop, when it may be. True: now.
+    #[pyo3(signature = (cost, grant, /))]
+    fn _recharge(&self, py: Python<'_>, cost: u32, grant: Py<PyAny>) -> PyResult<bool> {
+        self.core.get().recharge(py, self.lease, cost, grant)
+    }
+
+    /// Wait until one more message may be sent for this attempt (a redirect, another page), and charge it.
+    ///
+    /// It goes ahead of the requests that wait, and takes no concurrency. What was sent before counts as acknowledged.
+    ///
+    /// Args:
+    ///     cost: Units of each limit, at least 1.
+    ///
+    /// Raises:
+    ///     ConfigError: The cost is no positive integer.
+    ///     CostExceedsBurstError: The backend never admits that cost.
+    ///
+    /// Cancellation: nothing is charged.
+    #[pyo3(signature = (cost=None), text_signature = "(self, cost=1)")]
+    fn recharge<'py>(slf: &Bound<'py, Self>, cost: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+        let cost = cost.map_or(Ok(1), convert::cost)?;
+        shell(slf.py())?.call_method1("recharge", (slf, cost))
+    }
+
+    /// The same from a handler's thread: blocks it until one more message may be sent.
+    #[pyo3(signature = (cost=None), text_signature = "(self, cost=1)")]
+    fn recharge_blocking(slf: &Bound<'_, Self>, cost: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let cost = cost.map_or(Ok(1), convert::cost)?;
+        shell(slf.py())?.call_method1("recharge_blocking", (slf, cost)).map(drop)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let target = self.target.bind(py).repr()?;
+        Ok(format!("<Request {target} at {}, attempt {}>", self.backend, self.attempt))
+    }
+}
