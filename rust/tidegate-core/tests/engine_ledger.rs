@@ -99,7 +99,8 @@ enum Op {
     Ack(usize, Answer),
     Recharge(usize, u32),
     Finish(usize, Outcome, Answer, bool),
-    /// The same for an attempt that may be over.
+    Abandon(usize),
+    /// Finishes once more an attempt that has been.
     Again(usize, Outcome),
     Cancel(usize),
     Deliver(usize),
@@ -244,6 +245,22 @@ impl Run {
                     self.finish(lease, outcome, answer, unsent)?;
                 }
             }
+            Op::Abandon(index) => {
+                let Some(lease) = self.outstanding(index) else { return Ok(()) };
+                let informed = self.informed;
+                match self.engine.abandon(now, lease) {
+                    Finished::Stray => prop_assert!(self.attempt(lease).stray || !informed),
+                    Finished::Dead { waits, age, .. } => {
+                        let started_at = self.attempt(lease).started_at;
+                        let index = self.attempt(lease).request;
+                        // The interrupt that follows ends the attempt once more, which then has no request.
+                        self.requests[index].attempt = self.requests[index].attempt + now.since(started_at);
+                        self.check_waits(index, waits, age)?;
+                        self.requests[index].state = State::Dead;
+                    }
+                    other => prop_assert!(false, "{other:?}"),
+                }
+            }
             Op::Again(index, outcome) => {
                 let Some(&lease) = self.leases.get(index % self.leases.len().max(1)) else { return Ok(()) };
                 if self.attempt(lease).finished {
@@ -321,11 +338,16 @@ impl Run {
                 self.check_waits(index, waits, age)?;
                 self.requests[index].state = state;
             }
+            Finished::GivenUp { waits, age } => {
+                prop_assert!(outcome == Outcome::Neutral && unsent);
+                self.check_waits(index, waits, age)?;
+                self.requests[index].state = State::Cancelled;
+            }
             Finished::Dead { waits, age, attempts } => {
                 let expected = match outcome {
                     Outcome::Ok | Outcome::Limited => limited && request.flags.once,
                     Outcome::Failed => is_last,
-                    Outcome::Neutral => true,
+                    Outcome::Neutral => !unsent,
                 };
                 prop_assert!(expected || !informed);
                 prop_assert!(attempts == request.failed + 1 || !informed);
@@ -530,6 +552,7 @@ fn op() -> impl Strategy<Value = Op> {
         40 => (index(), 1u32..4).prop_map(|(index, cost)| Op::Recharge(index, cost)),
         120 => (index(), outcome(), answer, prop::bool::weighted(0.15))
             .prop_map(|(index, outcome, answer, unsent)| Op::Finish(index, outcome, answer, unsent)),
+        10 => index().prop_map(Op::Abandon),
         10 => (index(), outcome()).prop_map(|(index, outcome)| Op::Again(index, outcome)),
         40 => index().prop_map(Op::Cancel),
         40 => index().prop_map(Op::Deliver),
