@@ -1,4 +1,4 @@
-//! What the tests of the engine share. Each of them uses a part.
+//! What these tests share. Each of them uses a part.
 #![allow(dead_code)]
 
 use proptest::prelude::*;
