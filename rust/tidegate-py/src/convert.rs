@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyBool, PyString};
 use tidegate_core::engine::{Answer, Outcome};
 use tidegate_core::retry_after;
 use tidegate_core::time::Span;
@@ -20,7 +20,12 @@ pub(crate) fn span(seconds: f64) -> Option<Span> {
     (seconds >= 0.0).then(|| Span::from_nanos((seconds * 1e9).ceil() as u64))
 }
 
-/// A span from a user: seconds, or a `timedelta`.
+/// An integer from a user; nothing for what is none, or out of range. A boolean is none.
+pub(crate) fn integer<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) -> Option<T> {
+    if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() }
+}
+
+/// A finite span from a user: seconds, or a `timedelta`.
 pub(crate) fn extract_span(value: &Bound<'_, PyAny>) -> PyResult<Option<Span>> {
     let seconds: f64 = match value.extract() {
         Ok(seconds) => seconds,
@@ -29,7 +34,7 @@ pub(crate) fn extract_span(value: &Bound<'_, PyAny>) -> PyResult<Option<Span>> {
             Err(_) => return Err(error),
         },
     };
-    Ok(span(seconds))
+    Ok(if seconds.is_finite() && !value.is_instance_of::<PyBool>() { span(seconds) } else { None })
 }
 
 /// The outcome codes of `tidegate.Outcome`.

@@ -272,6 +272,14 @@ impl Core {
     }
 }
 
+/// Tells threads that their requests came too late.
+fn refuse(py: Python<'_>, refused: Vec<Foreign>) -> PyResult<()> {
+    for Foreign { target, future, .. } in refused {
+        shell(py)?.call_method1("refuse", (future, target))?;
+    }
+    Ok(())
+}
+
 /// A lease with what its request is made of.
 struct Next {
     leased: Leased,
@@ -308,6 +316,23 @@ impl State {
         }
         debug_assert!(self.slots[index].is_none());
         self.slots[index] = Some(slot);
+    }
+
+    /// Accepts what other threads have handed in; returns what came too late.
+    fn take_in(&mut self, now: Instant) -> Vec<Foreign> {
+        let mut refused = Vec::new();
+        let foreign: Vec<Foreign> = self.ingress.drain().collect();
+        for foreign in foreign {
+            if !self.engine.is_accepting() {
+                self.engine.room().release(1);
+                refused.push(foreign);
+                continue;
+            }
+            let Foreign { target, future, terms } = foreign;
+            let handle = self.engine.submit(now, &terms.get().submission(now, false));
+            self.put(handle, Slot { target, listener: Listener::Future(future), runner: None, attempts: None });
+        }
+        refused
     }
 
     fn take_slot(&mut self, handle: Handle) -> Option<Slot> {
@@ -505,7 +530,7 @@ impl Core {
         once: bool,
         untimed: bool,
     ) -> PyResult<Terms> {
-        let level: u8 = priority.extract().map_err(|_| {
+        let level: u8 = convert::integer(priority).ok_or_else(|| {
             error::config("priority", priority, "give an integer from 0 (most urgent) to 255; see tidegate.Priority")
         })?;
         let timeout = match timeout {
@@ -515,9 +540,9 @@ impl Core {
                 _ => return Err(error::config("timeout", value, "give seconds above 0, a timedelta, or None for no deadline")),
             },
         };
-        let units: u32 = match cost.extract() {
-            Ok(units) if units > 0 => units,
-            _ => return Err(error::config("cost", cost, "give an integer of at least 1")),
+        let units: u32 = match convert::integer(cost) {
+            Some(units) if units > 0 => units,
+            _ => return Err(error::config("cost", cost, &format!("give an integer from 1 to {}", u32::MAX))),
         };
         let chosen: Option<Vec<Bound<'_, PyAny>>> = match backends {
             None => None,
@@ -622,26 +647,28 @@ impl Core {
     /// Accepts a request from any thread; false when there is no room. Its reply goes to a `concurrent.futures.Future`.
     #[pyo3(signature = (target, terms, future, /))]
     fn submit_threadsafe(&self, py: Python<'_>, target: Py<PyAny>, terms: Py<Terms>, future: Py<PyAny>) -> PyResult<bool> {
-        if self.room.reserve(1) == 0 {
+        if self.reserve(1)? == 0 {
             return Ok(false);
         }
-        match self.producer.push(Foreign { target, future, terms }) {
-            Ok(true) => {
-                let wake = {
-                    let state = self.lock()?;
-                    state.wake.as_ref().map(|(_, elsewhere)| elsewhere.clone_ref(py))
-                };
-                if let Some(wake) = wake {
-                    wake.call0(py)?;
-                }
-                Ok(true)
+        let Ok(first) = self.producer.push(Foreign { target, future, terms }) else {
+            self.room.release(1);
+            return Err(error::poisoned());
+        };
+        let now = self.now();
+        let (wake, refused) = {
+            let mut state = self.lock()?;
+            if state.engine.is_accepting() {
+                (if first { state.wake.as_ref().map(|(_, elsewhere)| elsewhere.clone_ref(py)) } else { None }, Vec::new())
+            } else {
+                // Closed since its place was reserved: the last pump may have been.
+                (None, state.take_in(now))
             }
-            Ok(false) => Ok(true),
-            Err(_) => {
-                self.room.release(1);
-                Err(error::poisoned())
-            }
+        };
+        if let Some(wake) = wake {
+            wake.call0(py)?;
         }
+        refuse(py, refused)?;
+        Ok(true)
     }
 
     /// Cancels what a stream or a future waits for.
@@ -768,21 +795,11 @@ impl Core {
         let py = slf.py();
         let core = slf.get();
         let now = core.now();
-        let mut refused = Vec::new();
-        let (interrupts, timed_out, granted, staffing, wait, idle, events) = {
+        let (refused, interrupts, timed_out, granted, staffing, wait, idle, events) = {
             let mut guard = core.lock()?;
             let state = &mut *guard;
             state.pump_due = false;
-            let foreign: Vec<Foreign> = state.ingress.drain().collect();
-            for Foreign { target, future, terms } in foreign {
-                if !state.engine.is_accepting() {
-                    state.engine.room().release(1);
-                    refused.push((target, future));
-                    continue;
-                }
-                let handle = state.engine.submit(now, &terms.get().submission(now, false));
-                state.put(handle, Slot { target, listener: Listener::Future(future), runner: None, attempts: None });
-            }
+            let refused = state.take_in(now);
             state.engine.tick(now);
             let staffing = state.engine.staff(now);
             let (mut interrupts, mut timed_out, mut granted) = (Vec::new(), Vec::new(), Vec::new());
@@ -824,7 +841,7 @@ impl Core {
                 state.room_watched = false;
             }
             let wait = wake.map(|wake| seconds(wake.since(now)));
-            (interrupts, timed_out, granted, staffing, wait, idle, events)
+            (refused, interrupts, timed_out, granted, staffing, wait, idle, events)
         };
         // Errors are made by Python code, so outside of the lock, and before the requests that ended by them are concluded.
         for (request, backend, timeout) in timed_out {
@@ -836,9 +853,7 @@ impl Core {
         }
         let conclusions = core.lock()?.conclude_ended(py);
         core.tell_all(py, conclusions)?;
-        for (target, future) in refused {
-            shell(py)?.call_method1("refuse", (future, target))?;
-        }
+        refuse(py, refused)?;
         for grant in granted {
             grant.call0(py)?;
         }

@@ -86,8 +86,13 @@ impl Request {
         self.core.get().recharge(py, self.lease, cost, grant)
     }
 
-    fn recharge<'py>(slf: &Bound<'py, Self>, cost: u32) -> PyResult<Bound<'py, PyAny>> {
-        crate::core::shell(slf.py())?.call_method1("recharge", (slf, cost))
+    #[pyo3(signature = (cost=None), text_signature = "($self, cost=1)")]
+    fn recharge<'py>(slf: &Bound<'py, Self>, cost: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+        let shell = crate::core::shell(slf.py())?;
+        match cost {
+            None => shell.call_method1("recharge", (slf, 1)),
+            Some(cost) => shell.call_method1("recharge", (slf, cost)),
+        }
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
