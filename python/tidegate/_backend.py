@@ -1,12 +1,11 @@
 """A backend as a user states it."""
 
-import math
 from collections.abc import Awaitable, Callable
 
 from tidegate import _core
 from tidegate._errors import ConfigError
 from tidegate._outcome import Outcome
-from tidegate._quota import BackendQuota, seconds_of
+from tidegate._quota import BackendQuota, is_number, seconds_of
 
 Handler = Callable[[_core.Request], Awaitable[object]] | Callable[[_core.Request], object]
 Classify = Callable[[_core.Request, object], Outcome]
@@ -50,7 +49,7 @@ class Backend:
         if classify is not None and not callable(classify):
             msg = f"classify={classify!r}: give a function of (request, value or exception), or None"
             raise ConfigError(msg, option="classify", value=classify)
-        if not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
+        if not is_number(weight) or weight <= 0:
             msg = f"weight={weight!r}: give a number above 0"
             raise ConfigError(msg, option="weight", value=weight)
         if quota is not None and not isinstance(quota, BackendQuota | str):
@@ -58,7 +57,7 @@ class Backend:
             raise ConfigError(msg, option="quota", value=quota)
         self.name = name
         self.handler = handler
-        self.quota = quota if isinstance(quota, BackendQuota) else BackendQuota(*([quota] if quota else []))
+        self.quota = quota if isinstance(quota, BackendQuota) else BackendQuota() if quota is None else BackendQuota(quota)
         self.timeout = None if timeout is None else seconds_of("timeout", timeout)
         self.weight = float(weight)
         self.classify = classify

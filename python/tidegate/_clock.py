@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tidegate import _core
 from tidegate._errors import ConfigError
-from tidegate._quota import seconds_of
+from tidegate._quota import is_number, seconds_of
 
 # Loop turns without any progress after which everything that can run has run.
 QUIET_TURNS = 8
@@ -121,7 +121,7 @@ class Settling:
 
 
 def _nanos(seconds: float) -> int:
-    if not seconds >= 0:
+    if not is_number(seconds) or seconds < 0:
         msg = f"seconds={seconds!r}: give a number of at least 0"
         raise ConfigError(msg, option="seconds", value=seconds)
     return round(seconds * 1e9)

@@ -2,8 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import random
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from contextvars import copy_context
 from datetime import timedelta
 from itertools import repeat
@@ -26,6 +27,8 @@ from tidegate._waiting import reply_of
 # Attempts at once for a backend without a cap, as far as the default of `ahead` is concerned.
 UNCAPPED = 1000
 LEAST_AHEAD = 64
+# Checked options that are remembered.
+MOST_TERMS = 1024
 # Seconds that `close` waits for handlers that ignore their cancellation.
 GRACE = 5.0
 
@@ -95,9 +98,18 @@ class RateLimitScheduler:
         clock: ManualClock | None = None,
         seed: int | None = None,
     ) -> None:
-        if isolation not in {"worker", "task"}:
+        if isolation not in ("worker", "task"):  # not a set: what is given may not be hashable
             msg = f"isolation={isolation!r}: give 'worker' or 'task'"
             raise ConfigError(msg, option="isolation", value=isolation)
+        if not isinstance(retry, Retry):
+            msg = f"retry={retry!r}: give a Retry, such as Retry(attempts=4)"
+            raise ConfigError(msg, option="retry", value=retry)
+        if clock is not None and not isinstance(clock, ManualClock):
+            msg = f"clock={clock!r}: give a tidegate.testing.ManualClock, or None for real time"
+            raise ConfigError(msg, option="clock", value=clock)
+        if seed is not None and not isinstance(seed, int):
+            msg = f"seed={seed!r}: give an integer, or None for a different one each time"
+            raise ConfigError(msg, option="seed", value=seed)
         self._backends = _checked(backends)
         self._capacity = count_of("capacity", capacity)
         self._isolation = isolation
@@ -257,12 +269,16 @@ class RateLimitScheduler:
         Cancellation: leaving the iteration early cancels what is pending; see `ReplyStream`.
         """
         driver = self._running()
+        _check_names(options)
         if not isinstance(targets, AsyncIterable):
             _targets(targets)
         if ahead is None:
             caps = (backend.quota.concurrency or UNCAPPED for backend in self._backends)
             ahead = max(LEAST_AHEAD, 2 * sum(caps))
         core, override = self._core, self._override()
+        if not core.is_accepting():
+            msg = "the scheduler is closed and accepts no more requests"
+            raise SchedulerClosedError(msg)
         if not any(callable(option) for option in options.values()):
             terms = self._terms_of(options)
 
@@ -298,6 +314,9 @@ class RateLimitScheduler:
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
         """
         self._running()
+        if not isinstance(backend, str) or backend not in self._runners:
+            msg = f"backend={backend!r}: there is no such backend; there are {', '.join(self._runners)}"
+            raise ConfigError(msg, option="backend", value=backend)
         terms = self._core.terms(priority, timeout, cost, backend, True)
 
         async def submit(runner: Runner) -> _core.Ticket:
@@ -389,7 +408,8 @@ class RateLimitScheduler:
 
     def _running(self) -> Driver:
         if self._driver is None:
-            msg = "the scheduler is not running; enter it with 'async with' first"
+            closed = "the scheduler is closed and accepts no more requests"
+            msg = closed if self._closed else "the scheduler is not running; enter it with 'async with' first"
             raise SchedulerClosedError(msg)
         return self._driver
 
@@ -398,20 +418,23 @@ class RateLimitScheduler:
         return ContextRunner(self._runners, copy_context()) if self._isolation == "task" else None
 
     def _terms_of(self, options: Mapping[str, object]) -> _core.Terms:
-        key = tuple(sorted(options.items())) if options else ()
+        # With their types, for 1, 1.0 and True are equal, and only one of them is a cost.
+        key = tuple([(name, type(value), value) for name, value in options.items()])
         try:
             return self._terms[key]
         except (KeyError, TypeError):
             pass
+        _check_names(options)
         terms = self._core.terms(
             options.get("priority", Priority.NORMAL),
             options.get("timeout"),
             options.get("cost", 1),
             options.get("backends"),
         )
-        if unknown := options.keys() - RequestOptions.__annotations__.keys():
-            msg = f"got an unexpected option {unknown.pop()!r}; a request has {', '.join(RequestOptions.__annotations__)}"
-            raise TypeError(msg)
+        if len(self._terms) >= MOST_TERMS:
+            self._terms.clear()
+        with contextlib.suppress(TypeError):  # not hashable
+            self._terms[key] = terms
         return terms
 
     def _terms_for(self, targets: Sequence[object], options: Mapping[str, object]) -> Iterable[_core.Terms]:
@@ -455,6 +478,9 @@ class RateLimitScheduler:
 
 
 def _checked(backends: Iterable[Backend]) -> list[Backend]:
+    if not isinstance(backends, Iterable):
+        msg = f"backends={backends!r}: give an iterable of Backend(name, handler, quota)"
+        raise ConfigError(msg, option="backends", value=backends)
     checked: list[Backend] = []
     for backend in backends:
         if not isinstance(backend, Backend):
@@ -467,11 +493,18 @@ def _checked(backends: Iterable[Backend]) -> list[Backend]:
     return checked
 
 
+def _check_names(options: Mapping[str, object]) -> None:
+    for name in options:
+        if name not in RequestOptions.__annotations__:
+            msg = f"got an unexpected option {name!r}; a request has {', '.join(RequestOptions.__annotations__)}"
+            raise TypeError(msg)
+
+
 def _targets(targets: object) -> Iterable[object]:
     if isinstance(targets, str | bytes) or not isinstance(targets, Iterable):
         msg = f"targets={targets!r}: give an iterable of targets; for a single one use fetch() or submit()"
         raise ConfigError(msg, option="targets", value=targets)
-    if isinstance(targets, Sequence) and not targets:
+    if isinstance(targets, Sized) and not len(targets):
         raise _no_targets(targets)
     return targets
 

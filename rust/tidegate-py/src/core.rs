@@ -201,6 +201,14 @@ impl Core {
     }
 }
 
+/// Tells threads that their requests came too late.
+fn refuse(py: Python<'_>, refused: Vec<Foreign>) -> PyResult<()> {
+    refused.into_iter().try_for_each(|foreign| {
+        shell(py)?.call_method1("refuse", (foreign.future, foreign.target))?;
+        Ok(())
+    })
+}
+
 #[pymethods]
 impl Core {
     #[new]
@@ -310,10 +318,19 @@ impl Core {
             return Ok(false);
         }
         let first = self.producer.push(Foreign { target, future, terms }).map_err(|_| error::poisoned())?;
-        if first {
-            let wake = self.lock()?.wake.as_ref().map(|wake| wake.elsewhere.clone_ref(py));
-            wake.map(|wake| wake.call0(py)).transpose()?;
-        }
+        let now = self.now();
+        let (wake, refused) = {
+            let mut state = self.lock()?;
+            if state.engine.is_accepting() {
+                let wake = if first { state.wake.as_ref() } else { None };
+                (wake.map(|wake| wake.elsewhere.clone_ref(py)), Vec::new())
+            } else {
+                // Closed since its place was reserved: the last pump may have been.
+                (None, state.take_in(now))
+            }
+        };
+        wake.map(|wake| wake.call0(py)).transpose()?;
+        refuse(py, refused)?;
         Ok(true)
     }
 
@@ -429,9 +446,7 @@ impl Core {
         }
         let conclusions = self.lock()?.conclude_ended(py);
         self.tell(py, conclusions)?;
-        for Foreign { target, future, .. } in refused {
-            shell(py)?.call_method1("refuse", (future, target))?;
-        }
+        refuse(py, refused)?;
         for (grant, given) in grants {
             grant.call1(py, (given,))?;
         }

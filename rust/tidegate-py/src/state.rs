@@ -331,7 +331,7 @@ impl State {
     }
 
     /// Accepts what other threads have handed in; returns what came too late.
-    fn take_in(&mut self, now: Instant) -> Vec<Foreign> {
+    pub(crate) fn take_in(&mut self, now: Instant) -> Vec<Foreign> {
         let mut refused = Vec::new();
         let handed_in: Vec<Foreign> = self.ingress.drain().collect();
         for foreign in handed_in {
