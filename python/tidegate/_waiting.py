@@ -22,6 +22,22 @@ from tidegate._quota import count_of
 
 logger = logging.getLogger("tidegate")
 
+# Characters of a target or of a handler's message that one of ours quotes.
+LONGEST_QUOTE = 300
+
+
+def _shown(value: object, text: Callable[[object], str] = repr) -> str:
+    """A user's object as text, whatever its own methods do."""
+    try:
+        shown = text(value)
+    except Exception as error:  # noqa: BLE001 - it belongs to the user
+        shown = f"<{type(value).__name__}, which cannot be shown: {type(error).__name__}>"
+    return shown if len(shown) <= LONGEST_QUOTE else f"{shown[: LONGEST_QUOTE - 1]}…"
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_shown(error, str)}"
+
 
 async def reply_of(ticket: _core.Ticket) -> _core.Reply:
     """Wait for a request to end; its reply, or its error raised."""
@@ -52,7 +68,7 @@ def _attempt_error(backend: str, attempt: int, cause: BaseException) -> BackendE
         Outcome.NEUTRAL: BackendRejectedError,
     }
     kind = kinds.get(outcome, BackendUnavailableError)
-    error = kind(f"attempt {attempt} at {backend}: {type(cause).__name__}: {cause}", backend=backend, attempt=attempt)
+    error = kind(f"attempt {attempt} at {backend}: {_told(cause)}", backend=backend, attempt=attempt)
     error.__cause__ = cause
     return error
 
@@ -71,22 +87,23 @@ def error_of(
     after: float,
 ) -> TidegateError:
     """The error that a request ended with."""
+    shown = _shown(target)
     match ending:
         case "cancelled":
-            return RequestCancelledError(f"the request for {target!r} was cancelled", target=target)
+            return RequestCancelledError(f"the request for {shown} was cancelled", target=target)
         case "closed":
-            return SchedulerClosedError(f"the scheduler was closed while the request for {target!r} was pending")
+            return SchedulerClosedError(f"the scheduler was closed while the request for {shown} was pending")
         case "expired while queued" | "expired while leased":
             stage = ending.rsplit(maxsplit=1)[-1]
-            msg = f"the request for {target!r} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
+            msg = f"the request for {shown} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
             return DeadlineExceededError(msg, target=target, stage=stage, after=after)
     causes = [*past, (backend or "", error)] if error is not None else past
     attempts = [_attempt_error(name, number, cause) for number, (name, cause) in enumerate(causes, start=1)]
     last = causes[-1][1] if causes else None
     plural = "" if len(attempts) == 1 else "s"
-    why = "" if last is None else f": {type(last).__name__}: {last}"
+    why = "" if last is None else f": {_told(last)}"
     failed = RequestFailedError(
-        f"the request for {target!r} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts
+        f"the request for {shown} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts
     )
     failed.__cause__ = last
     return failed
@@ -111,7 +128,7 @@ def resolve(future: "Future[_core.Reply]", reply: _core.Reply) -> None:
 
 def refuse(future: "Future[_core.Reply]", target: object) -> None:
     """Tell a thread that its request came too late."""
-    error = SchedulerClosedError(f"the scheduler was closed before the request for {target!r} was accepted")
+    error = SchedulerClosedError(f"the scheduler was closed before the request for {_shown(target)} was accepted")
     try:
         future.set_exception(error)
     except InvalidStateError:
