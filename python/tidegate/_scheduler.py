@@ -21,6 +21,7 @@ from tidegate._quota import count_of, seconds_of
 from tidegate._runner import ContextRunner, Runner, runner_of
 from tidegate._snapshot import BackendState, Event, Ledger, LimitState, Snapshot
 from tidegate._stream import ReplyStream
+from tidegate._threads import HandlerThreads
 from tidegate._waiting import reply_of
 
 # Attempts at once for a backend without a cap, as far as the default of `ahead` is concerned.
@@ -105,6 +106,7 @@ class RateLimitScheduler:
         seed = random.getrandbits(64) if seed is None else seed % 2**64
         self._core = _core.Core(capacity, seed, (retry.attempts, retry.base, retry.cap, retry.budget), clock)
         self._runners: dict[str, Runner] = {}
+        self._threads: list[HandlerThreads] = []
         for backend in self._backends:
             self._add(backend)
         self._driver: Driver | None = None
@@ -367,6 +369,8 @@ class RateLimitScheduler:
         try:
             await self._driver.stop(GRACE)
         finally:
+            for threads in self._threads:
+                threads.close()
             for backend in self._backends:
                 await backend.aclose()
 
@@ -377,7 +381,10 @@ class RateLimitScheduler:
         return f"<RateLimitScheduler [{names}]: {state}, {ledger.pending} pending>"
 
     def _add(self, backend: Backend) -> None:
-        runner = self._runners[backend.name] = runner_of(backend)
+        runner, threads = runner_of(backend)
+        self._runners[backend.name] = runner
+        if threads is not None:
+            self._threads.append(threads)
         limits = [(limit.kind, limit.amount, limit.period, limit.burst or 0) for limit in backend.quota.limits]
         self._core.add_backend(backend.name, runner, limits, backend.quota.concurrency, backend.timeout, backend.weight)
 
