@@ -46,8 +46,22 @@ async def reply_of(ticket: _core.Ticket) -> _core.Reply:
         if ticket._wait(future):  # noqa: SLF001
             await future
     if reply.error is not None:
-        raise reply.error
+        raise to_raise(reply.error)
     return reply
+
+
+def to_raise(error: TidegateError) -> TidegateError:
+    """A copy of the error of a ticket, for one who awaits it.
+
+    What is raised refers to the frames that it passes, and they to their ticket: the original, which the ticket keeps, would
+    close a circle that the garbage collector cannot see, and would collect the frames of everybody who awaits it.
+    """
+    kind = type(error)
+    copy = kind.__new__(kind)
+    copy.args = error.args
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 async def recharge(request: _core.Request, cost: int) -> None:
