@@ -80,8 +80,10 @@ class Slot:
                 self._leave(UnsentError())
             else:
                 ticket.cancel()
+                self._ticket = None
             raise
         if request is None:
+            self._ticket = None  # its error refers to this object, as its target
             reply = ticket._reply()  # noqa: SLF001
             assert reply is not None and reply.error is not None  # noqa: PT018 - it ended, and not with a value
             raise to_raise(reply.error)
@@ -133,6 +135,7 @@ class Slot:
             self._when_left()
         if self._ticket is not None:
             self._ticket._forget()  # noqa: SLF001 - what the body raised, its own caller hears
+            self._ticket = None
 
     def _cancel_late_body(self) -> None:
         reply = self._ticket._reply() if self._ticket is not None else None  # noqa: SLF001
