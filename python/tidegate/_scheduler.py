@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from contextvars import copy_context
 from datetime import timedelta
 from itertools import repeat
@@ -15,6 +16,7 @@ from tidegate._backend import Backend
 from tidegate._clock import ManualClock
 from tidegate._driver import Driver
 from tidegate._errors import ConfigError, QueueFullError, SchedulerClosedError
+from tidegate._events import Events
 from tidegate._lease import Slot
 from tidegate._options import Priority, Retry
 from tidegate._quota import count_of, seconds_of
@@ -111,6 +113,7 @@ class RateLimitScheduler:
             self._add(backend)
         self._driver: Driver | None = None
         self._closed = False
+        self._opened = AsyncExitStack()
         self._terms: dict[object, _core.Terms] = {}
 
     async def __aenter__(self) -> Self:
@@ -126,6 +129,7 @@ class RateLimitScheduler:
         try:
             for backend in self._backends:
                 await backend.aopen()
+                self._opened.push_async_callback(backend.aclose)
         except BaseException:
             await self.close()
             raise
@@ -219,7 +223,7 @@ class RateLimitScheduler:
 
         Thread safety: any thread but the loop's should wait for the result.
         """
-        driver = self._running()
+        driver = self._accepting()
         terms = self._terms_of(options)
         future: concurrent.futures.Future[_core.Reply] = concurrent.futures.Future()
         if not self._core.submit_threadsafe(target, terms, future):
@@ -228,7 +232,8 @@ class RateLimitScheduler:
 
         def cancel_request(future: "concurrent.futures.Future[_core.Reply]") -> None:
             if future.cancelled():
-                driver.loop.call_soon_threadsafe(self._core.cancel_listener, future)
+                with suppress(RuntimeError):  # the loop was closed: all has ended
+                    driver.loop.call_soon_threadsafe(self._core.cancel_listener, future)
 
         future.add_done_callback(cancel_request)
         return future
@@ -256,7 +261,7 @@ class RateLimitScheduler:
 
         Cancellation: leaving the iteration early cancels what is pending; see `ReplyStream`.
         """
-        driver = self._running()
+        driver = self._accepting()
         if not isinstance(targets, AsyncIterable):
             _targets(targets)
         if ahead is None:
@@ -278,7 +283,7 @@ class RateLimitScheduler:
                     accepted += 1
                 return accepted
 
-        return ReplyStream(core, targets, accept, driver.wait_for_room, ahead=count_of("ahead", ahead), ordered=ordered)
+        return ReplyStream(core, targets, accept, driver, ahead=count_of("ahead", ahead), ordered=ordered)
 
     def slot(self, backend: str, *, cost: int = 1, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None) -> Slot:
         """Run your own code under a backend's limits: `async with scheduler.slot("api") as lease:`.
@@ -329,16 +334,12 @@ class RateLimitScheduler:
         """What became of every request so far."""
         return Ledger(*self._core.ledger())
 
-    async def events(self) -> AsyncIterator[Event]:
-        """Iterate over the changes of state from now on: limits that a server closed, and their reopening. Ends when the scheduler is closed."""
-        driver = self._running()
-        queue: asyncio.Queue[Event | None] = asyncio.Queue()
-        stop = driver.listen(queue.put_nowait)
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            stop()
+    def events(self) -> AsyncIterator[Event]:
+        """Iterate over the changes of state from now on: limits that a server closed, and their reopening.
+
+        Ends when the scheduler is closed.
+        """
+        return Events(self._running())
 
     async def drain(self, timeout: float | timedelta | None = None) -> bool:
         """Accept no more, and wait until what was accepted has ended. Done replies stay readable.
@@ -352,7 +353,7 @@ class RateLimitScheduler:
         if self._driver is None or self._closed:
             return True
         self._driver.pump()  # what threads have handed in was accepted
-        self._core.stop_accepting()
+        self._driver.stop_accepting()
         return await self._driver.wait_until_idle(seconds)
 
     async def close(self) -> None:
@@ -371,8 +372,7 @@ class RateLimitScheduler:
         finally:
             for threads in self._threads:
                 threads.close()
-            for backend in self._backends:
-                await backend.aclose()
+            await self._opened.aclose()
 
     def __repr__(self) -> str:
         ledger = self.ledger()
@@ -393,6 +393,13 @@ class RateLimitScheduler:
             msg = "the scheduler is not running; enter it with 'async with' first"
             raise SchedulerClosedError(msg)
         return self._driver
+
+    def _accepting(self) -> Driver:
+        driver = self._running()
+        if not self._core.is_accepting():
+            msg = "the scheduler is closed and accepts no more requests"
+            raise SchedulerClosedError(msg)
+        return driver
 
     def _override(self) -> Runner | None:
         """What runs a request's attempts instead of its backend's runner."""
@@ -432,17 +439,20 @@ class RateLimitScheduler:
         runner = runner or self._override()
         tickets: list[_core.Ticket] = []
         try:
+            waited = False  # then it is at the head of the line, until it has all it needs
             if isinstance(terms, repeat):
                 shared = next(terms)
                 if not driver.has_line:
                     tickets = self._core.submit(targets, shared, runner)
                 while len(tickets) < len(targets):
-                    await driver.wait_for_room()
+                    await driver.wait_for_room(first=waited)
+                    waited = True
                     tickets += self._core.submit(targets[len(tickets) :], shared, runner)
             else:
                 for target, own in zip(targets, terms, strict=True):
-                    while not (accepted := [] if driver.has_line else self._core.submit([target], own, runner)):
-                        await driver.wait_for_room()
+                    while not (accepted := self._core.submit([target], own, runner) if waited or not driver.has_line else []):
+                        await driver.wait_for_room(first=waited)
+                        waited = True
                     tickets += accepted
         except BaseException:
             for ticket in tickets:
