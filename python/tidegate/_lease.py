@@ -8,10 +8,11 @@ from typing import Any
 from tidegate import _core
 from tidegate._errors import DeadlineExceededError, TidegateError
 from tidegate._outcome import Classified, UnsentError, verdict_of
+from tidegate._runner import Runner
 from tidegate._threads import Report, StillRunningError
 from tidegate._waiting import to_raise
 
-Submit = Callable[[object], Awaitable[_core.Ticket]]
+Submit = Callable[[Runner], Awaitable[_core.Ticket]]
 
 
 class Lease:

@@ -31,6 +31,8 @@ UNCAPPED = 1000
 LEAST_AHEAD = 64
 # Seconds that `close` waits for handlers that ignore their cancellation.
 GRACE = 5.0
+# Combinations of options that are kept checked.
+MOST_TERMS = 256
 
 
 class RequestOptions(TypedDict, total=False):
@@ -114,7 +116,7 @@ class RateLimitScheduler:
         self._driver: Driver | None = None
         self._closed = False
         self._opened = AsyncExitStack()
-        self._terms: dict[object, _core.Terms] = {}
+        self._terms: dict[tuple[object, ...] | None, _core.Terms] = {}
 
     async def __aenter__(self) -> Self:
         """Start on the running loop.
@@ -303,7 +305,7 @@ class RateLimitScheduler:
         self._running()
         terms = self._core.terms(priority, timeout, cost, backend, True, True)  # noqa: FBT003
 
-        async def submit(runner: object) -> _core.Ticket:
+        async def submit(runner: Runner) -> _core.Ticket:
             (ticket,) = await self._accept([runner], repeat(terms), runner)
             return ticket
 
@@ -406,20 +408,29 @@ class RateLimitScheduler:
         return ContextRunner(self._runners, copy_context()) if self._isolation == "task" else None
 
     def _terms_of(self, options: Mapping[str, object]) -> _core.Terms:
-        key = tuple(sorted(options.items())) if options else ()
+        # With their types, since 1 and True, which is no cost, are equal.
+        key: tuple[object, ...] | None = ()
+        if options:
+            key = tuple([(name, value, type(value)) for name, value in sorted(options.items())])
         try:
             return self._terms[key]
-        except (KeyError, TypeError):
+        except KeyError:
             pass
+        except TypeError:  # a list of names
+            key = None
+        if unknown := options.keys() - RequestOptions.__annotations__.keys():
+            msg = f"got an unexpected option {unknown.pop()!r}; a request has {', '.join(RequestOptions.__annotations__)}"
+            raise TypeError(msg)
         terms = self._core.terms(
             options.get("priority", Priority.NORMAL),
             options.get("timeout"),
             options.get("cost", 1),
             options.get("backends"),
         )
-        if unknown := options.keys() - RequestOptions.__annotations__.keys():
-            msg = f"got an unexpected option {unknown.pop()!r}; a request has {', '.join(RequestOptions.__annotations__)}"
-            raise TypeError(msg)
+        if key is not None:
+            if len(self._terms) == MOST_TERMS:  # what comes by the thousand, such as the time that is left, comes once
+                self._terms.clear()
+            self._terms[key] = terms
         return terms
 
     def _terms_for(self, targets: Sequence[object], options: Mapping[str, object]) -> Iterable[_core.Terms]:
