@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from queue import SimpleQueue
@@ -22,6 +23,22 @@ from tidegate._outcome import Outcome, verdict_of
 
 logger = logging.getLogger("tidegate")
 
+# Characters of a target or of a handler's message that one of ours quotes.
+LONGEST_QUOTE = 300
+
+
+def _shown(value: object, text: Callable[[object], str] = repr) -> str:
+    """A user's object as text, whatever its own methods do."""
+    try:
+        shown = text(value)
+    except Exception as error:  # noqa: BLE001 - it belongs to the user
+        shown = f"<{type(value).__name__}, which cannot be shown: {type(error).__name__}>"
+    return shown if len(shown) <= LONGEST_QUOTE else f"{shown[: LONGEST_QUOTE - 1]}…"
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_shown(error, str)}"
+
 
 async def reply_of(ticket: _core.Ticket) -> _core.Reply:
     """Wait for a request to end; its reply, or its error raised."""
@@ -30,8 +47,22 @@ async def reply_of(ticket: _core.Ticket) -> _core.Reply:
         if ticket._wait(future):  # noqa: SLF001
             await future
     if reply.error is not None:
-        raise reply.error
+        raise to_raise(reply.error)
     return reply
+
+
+def to_raise(error: TidegateError) -> TidegateError:
+    """A copy of the error of a ticket, for one who awaits it.
+
+    What is raised refers to the frames that it passes, and they to their ticket: the original, which the ticket keeps, would
+    close a circle that the garbage collector cannot see, and would collect the frames of everybody who awaits it.
+    """
+    kind = type(error)
+    copy = kind.__new__(kind)
+    copy.args = error.args
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 async def recharge(request: _core.Request, cost: int) -> None:
@@ -54,7 +85,7 @@ def recharge_blocking(request: _core.Request, cost: int) -> None:
 
 
 def _given_up(request: _core.Request) -> RequestCancelledError:
-    msg = f"this attempt for {request.target!r} was given up while it waited to send one more message"
+    msg = f"this attempt for {_shown(request.target)} was given up while it waited to send one more message"
     return RequestCancelledError(msg, target=request.target)
 
 
@@ -68,7 +99,7 @@ def _attempt_error(backend: str, attempt: int, cause: BaseException) -> BackendE
         Outcome.NEUTRAL: BackendRejectedError,
     }
     kind = kinds.get(outcome, BackendUnavailableError)
-    error = kind(f"attempt {attempt} at {backend}: {type(cause).__name__}: {cause}", backend=backend, attempt=attempt)
+    error = kind(f"attempt {attempt} at {backend}: {_told(cause)}", backend=backend, attempt=attempt)
     error.__cause__ = cause
     return error
 
@@ -87,22 +118,23 @@ def error_of(
     after: float,
 ) -> TidegateError:
     """The error that a request ended with."""
+    shown = _shown(target)
     match ending:
         case "cancelled":
-            return RequestCancelledError(f"the request for {target!r} was cancelled", target=target)
+            return RequestCancelledError(f"the request for {shown} was cancelled", target=target)
         case "closed":
-            return SchedulerClosedError(f"the scheduler was closed while the request for {target!r} was pending")
+            return SchedulerClosedError(f"the scheduler was closed while the request for {shown} was pending")
         case "expired while queued" | "expired while leased":
             stage = ending.rsplit(maxsplit=1)[-1]
-            msg = f"the request for {target!r} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
+            msg = f"the request for {shown} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
             return DeadlineExceededError(msg, target=target, stage=stage, after=after)
     causes = [*past, (backend or "", error)] if error is not None else past
     attempts = [_attempt_error(name, number, cause) for number, (name, cause) in enumerate(causes, start=1)]
     last = causes[-1][1] if causes else None
     plural = "" if len(attempts) == 1 else "s"
-    why = "" if last is None else f": {type(last).__name__}: {last}"
+    why = "" if last is None else f": {_told(last)}"
     failed = RequestFailedError(
-        f"the request for {target!r} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts
+        f"the request for {shown} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts
     )
     failed.__cause__ = last
     return failed
@@ -124,7 +156,7 @@ def resolve(future: "Future[_core.Reply]", reply: _core.Reply) -> None:
 
 
 def refuse(future: "Future[_core.Reply]", target: object) -> None:
-    """Tell a thread that its request came too late, unless it has cancelled it."""
+    """Tell a thread that its request came too late."""
     with suppress(InvalidStateError):
-        msg = f"the scheduler was closed before the request for {target!r} was accepted"
+        msg = f"the scheduler was closed before the request for {_shown(target)} was accepted"
         future.set_exception(SchedulerClosedError(msg))
