@@ -363,8 +363,13 @@ class RateLimitScheduler:
         """
         return Events(self._running())
 
-    async def drain(self, timeout: float | timedelta | None = None) -> bool:
+    async def drain(self, timeout: float | timedelta | None = None, *, cancel_waiting: bool = False) -> bool:
         """Accept no more, and wait until what was accepted has ended. Done replies stay readable.
+
+        Args:
+            timeout: Longest wait, in seconds; None for no end.
+            cancel_waiting: Cancel what waits, and let the attempts that run be the last of their requests: what the first
+                Ctrl-C does on the command line.
 
         Returns:
             False when `timeout` seconds were not enough; nothing is cancelled then.
@@ -376,6 +381,8 @@ class RateLimitScheduler:
             return True
         self._driver.pump()  # what threads have handed in was accepted
         self._driver.stop_accepting()
+        if cancel_waiting:
+            self._core.wind_down()
         return await self._driver.wait_until_idle(seconds)
 
     async def close(self) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from queue import SimpleQueue
@@ -20,24 +19,13 @@ from tidegate._errors import (
     TidegateError,
 )
 from tidegate._outcome import Outcome, verdict_of
+from tidegate._quote import said, shown
 
 logger = logging.getLogger("tidegate")
 
-# Characters of a target or of a handler's message that one of ours quotes.
-LONGEST_QUOTE = 300
-
-
-def _shown(value: object, text: Callable[[object], str] = repr) -> str:
-    """A user's object as text, whatever its own methods do."""
-    try:
-        shown = text(value)
-    except Exception as error:  # noqa: BLE001 - it belongs to the user
-        shown = f"<{type(value).__name__}, which cannot be shown: {type(error).__name__}>"
-    return shown if len(shown) <= LONGEST_QUOTE else f"{shown[: LONGEST_QUOTE - 1]}…"
-
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_shown(error, str)}"
+    return f"{type(error).__name__}: {said(error)}"
 
 
 async def reply_of(ticket: _core.Ticket) -> _core.Reply:
@@ -85,7 +73,7 @@ def recharge_blocking(request: _core.Request, cost: int) -> None:
 
 
 def _given_up(request: _core.Request) -> RequestCancelledError:
-    msg = f"this attempt for {_shown(request.target)} was given up while it waited to send one more message"
+    msg = f"this attempt for {shown(request.target)} was given up while it waited to send one more message"
     return RequestCancelledError(msg, target=request.target)
 
 
@@ -118,7 +106,7 @@ def error_of(
     after: float,
 ) -> TidegateError:
     """The error that a request ended with."""
-    shown = _shown(target)
+    shown = shown(target)
     match ending:
         case "cancelled":
             return RequestCancelledError(f"the request for {shown} was cancelled", target=target)
@@ -158,5 +146,5 @@ def resolve(future: "Future[_core.Reply]", reply: _core.Reply) -> None:
 def refuse(future: "Future[_core.Reply]", target: object) -> None:
     """Tell a thread that its request came too late."""
     with suppress(InvalidStateError):
-        msg = f"the scheduler was closed before the request for {_shown(target)} was accepted"
+        msg = f"the scheduler was closed before the request for {shown(target)} was accepted"
         future.set_exception(SchedulerClosedError(msg))

@@ -484,6 +484,12 @@ impl Core {
         self.with(py, |state| state.engine.stop_accepting())
     }
 
+    /// Accepts nothing more, cancels what waits, and lets the attempts that run be the last of their requests.
+    fn wind_down(&self, py: Python<'_>) -> PyResult<()> {
+        let now = self.now();
+        self.with_endings(py, |state| state.engine.wind_down(now))
+    }
+
     /// Ends all that is pending.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let now = self.now();

@@ -6,6 +6,7 @@ use tidegate_core::engine::Waits;
 use tidegate_core::time::{Instant, Span};
 
 use crate::convert::seconds;
+use crate::shell::shell;
 
 /// What a consumer is told of a request that has ended.
 pub(crate) struct Settled {
@@ -100,7 +101,7 @@ impl Reply {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let target = self.settled.target.bind(py).repr()?;
+        let target = shell(py)?.call_method1("shown", (&self.settled.target,))?;
         let how = match &self.settled.result {
             Ok(_) => "ok".to_owned(),
             Err(error) => error.bind(py).get_type().name()?.to_string(),
