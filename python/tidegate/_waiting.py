@@ -106,15 +106,15 @@ def error_of(
     after: float,
 ) -> TidegateError:
     """The error that a request ended with."""
-    shown = shown(target)
+    request = f"the request for {shown(target)}"
     match ending:
         case "cancelled":
-            return RequestCancelledError(f"the request for {shown} was cancelled", target=target)
+            return RequestCancelledError(f"{request} was cancelled", target=target)
         case "closed":
-            return SchedulerClosedError(f"the scheduler was closed while the request for {shown} was pending")
+            return SchedulerClosedError(f"the scheduler was closed while {request} was pending")
         case "expired while queued" | "expired while leased":
             stage = ending.rsplit(maxsplit=1)[-1]
-            msg = f"the request for {shown} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
+            msg = f"{request} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
             return DeadlineExceededError(msg, target=target, stage=stage, after=after)
     causes = [*past, (backend or "", error)] if error is not None else past
     attempts = [_attempt_error(name, number, cause) for number, (name, cause) in enumerate(causes, start=1)]
@@ -122,7 +122,7 @@ def error_of(
     plural = "" if len(attempts) == 1 else "s"
     why = "" if last is None else f": {_told(last)}"
     failed = RequestFailedError(
-        f"the request for {shown} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts
+        f"{request} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts
     )
     failed.__cause__ = last
     return failed

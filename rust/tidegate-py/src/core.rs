@@ -127,7 +127,8 @@ impl Core {
     }
 
     fn tell(&self, py: Python<'_>, conclusions: impl IntoIterator<Item = Conclusion>) -> PyResult<()> {
-        conclusions.into_iter().try_for_each(|conclusion| conclusion.tell(py, self.now()))
+        // One that cannot be told does not keep the others from being told.
+        conclusions.into_iter().fold(Ok(()), |told, conclusion| told.and(conclusion.tell(py, self.now())))
     }
 
     pub(crate) fn ack(&self, py: Python<'_>, lease: LeaseId, answer: Answer) -> PyResult<()> {
