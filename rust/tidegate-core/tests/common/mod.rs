@@ -65,3 +65,13 @@ pub(crate) fn single(retry: Retry, spec: &BackendSpec) -> (Engine, BackendId, Cl
 pub(crate) fn take_all(engine: &mut Engine, now: Instant) -> Vec<Leased> {
     std::iter::from_fn(|| engine.take(now)).collect()
 }
+
+/// Follows the wake-ups until something can go.
+pub(crate) fn wait(engine: &mut Engine, mut now: Instant) -> (Instant, Leased) {
+    loop {
+        if let Some(leased) = engine.take(now) {
+            return (now, leased);
+        }
+        now = engine.next_wake().expect("nothing will ever go");
+    }
+}
