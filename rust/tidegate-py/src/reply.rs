@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
+use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::Waits;
 use tidegate_core::time::{Instant, Span};
 
@@ -21,7 +22,7 @@ pub(crate) struct Settled {
 }
 
 /// How a request ended: see `tidegate.Reply`.
-#[pyclass(frozen, module = "tidegate", freelist = 256)]
+#[pyclass(frozen, module = "tidegate")]
 pub(crate) struct Reply {
     settled: Settled,
     /// Between the end of the last attempt and the consumer.
@@ -86,6 +87,13 @@ impl Reply {
             waits.set_item(cause, seconds(span))?;
         }
         Ok(waits)
+    }
+
+    /// `raise reply.error` makes a circle: the error's traceback refers to the frame, and the frame to this reply.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.settled.target)?;
+        let (Ok(result) | Err(result)) = &self.settled.result;
+        visit.call(result)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
