@@ -33,7 +33,11 @@ async def reply_of(ticket: _core.Ticket) -> _core.Reply:
     while (reply := ticket._reply()) is None:  # noqa: SLF001 - the ticket's other half
         future = asyncio.get_running_loop().create_future()
         if ticket._wait(future):  # noqa: SLF001
-            await future
+            try:
+                await future
+            except asyncio.CancelledError:
+                ticket._unwait(future)  # noqa: SLF001
+                raise
     if reply.error is not None:
         raise to_raise(reply.error)
     return reply

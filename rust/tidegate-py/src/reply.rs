@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
+use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::Waits;
 use tidegate_core::time::{Instant, Span};
 
@@ -33,7 +34,7 @@ pub(crate) struct Settled {
 ///     waits: Seconds by cause: `queue` (others went first), `limit` (no room in any backend's limits), `concurrency` (all in use), `backoff`
 ///         (between attempts), `attempt` (the handler ran), `consumer` (until the reply was taken). They add up to the time from
 ///         acceptance to this reply; limit and concurrency are measured to 1 ms.
-#[pyclass(frozen, module = "tidegate", freelist = 256)]
+#[pyclass(frozen, module = "tidegate")]
 pub(crate) struct Reply {
     settled: Settled,
     /// Between the end of the last attempt and the consumer.
@@ -98,6 +99,13 @@ impl Reply {
             waits.set_item(cause, seconds(span))?;
         }
         Ok(waits)
+    }
+
+    /// `raise reply.error` makes a circle: the error's traceback refers to the frame, and the frame to this reply.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.settled.target)?;
+        let (Ok(result) | Err(result)) = &self.settled.result;
+        visit.call(result)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
