@@ -14,9 +14,9 @@ from tidegate._clock import ManualClock
 from tidegate._snapshot import Event
 from tidegate._workers import Workers
 
-# Seconds. A loop's timer comes up to TICK late, which is more than a fiftieth of a wait below SHORT. A client that may send its next
-# request only after such a wait would lose that much of its limit (100/s, burst 1: 5 %). Waiting exactly costs half a TICK of
-# processor time, at most once in RARE.
+# Seconds. A loop's timer comes up to TICK late, which is more than a fiftieth of a wait below SHORT. A client that may send its
+# next request only after such a wait would lose that much of its limit (100/s, burst 1: 5 %). Waiting exactly costs half a TICK
+# of processor time, at most once in RARE.
 TICK = 0.001
 SHORT = 0.05
 RARE = 0.005

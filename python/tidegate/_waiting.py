@@ -125,9 +125,7 @@ def error_of(
     last = causes[-1][1] if causes else None
     plural = "" if len(attempts) == 1 else "s"
     why = "" if last is None else f": {_told(last)}"
-    failed = RequestFailedError(
-        f"{request} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts
-    )
+    failed = RequestFailedError(f"{request} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts)
     failed.__cause__ = last
     return failed
 

@@ -128,7 +128,11 @@ impl Core {
 
     fn tell(&self, py: Python<'_>, conclusions: impl IntoIterator<Item = Conclusion>) -> PyResult<()> {
         // One that cannot be told does not keep the others from being told.
-        conclusions.into_iter().fold(Ok(()), |told, conclusion| told.and(conclusion.tell(py, self.now())))
+        let mut all = Ok(());
+        for conclusion in conclusions {
+            all = all.and(conclusion.tell(py, self.now()));
+        }
+        all
     }
 
     pub(crate) fn ack(&self, py: Python<'_>, lease: LeaseId, answer: Answer) -> PyResult<()> {
