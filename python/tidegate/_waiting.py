@@ -13,6 +13,7 @@ from tidegate._errors import (
     BackendRejectedError,
     BackendUnavailableError,
     DeadlineExceededError,
+    InternalError,
     RequestCancelledError,
     RequestFailedError,
     SchedulerClosedError,
@@ -114,6 +115,8 @@ def error_of(
     match ending:
         case "cancelled":
             return RequestCancelledError(f"{request} was cancelled", target=target)
+        case "broken":
+            return InternalError(f"the engine has stopped after an internal error while {request} was pending; please report it")
         case "closed":
             return SchedulerClosedError(f"the scheduler was closed while {request} was pending")
         case "expired while queued" | "expired while leased":

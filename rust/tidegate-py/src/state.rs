@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 use tidegate_core::engine::{
     Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Leased, Outcome, Slice, Staffing, Stage,
+    Waits,
 };
 use tidegate_core::queue::ingress::Consumer;
 use tidegate_core::time::{Instant, Span};
@@ -282,6 +283,20 @@ impl State {
             conclusions.push(Conclusion { pending, end, held: None, backend, attempts: failed, waits, age });
         }
         conclusions
+    }
+
+    /// Takes out all that is pending, whatever the engine thinks of it.
+    pub(crate) fn conclude_all(&mut self) -> Vec<Conclusion> {
+        let broken = |pending| Conclusion {
+            pending,
+            end: End::Error("broken", None),
+            held: None,
+            backend: None,
+            attempts: 0,
+            waits: Waits::default(),
+            age: Span::ZERO,
+        };
+        self.pending.iter_mut().filter_map(Option::take).map(broken).collect()
     }
 
     /// Lets time pass, and finds out what there is to do.
