@@ -247,7 +247,7 @@ impl Engine {
         history.failed = failed;
         history.avoid = Some(backend);
         history.waiting_since = now;
-        let backoff = self.retry.backoff(failed, &mut self.random).max(self.budget.withdraw(now));
+        let backoff = self.retry.backoff(failed, &mut self.random);
         let entry = self.requests.get_mut(slot);
         entry.state = State::Delayed;
         if let Some(timer) = entry.timer.take() {

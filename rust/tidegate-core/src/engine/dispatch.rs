@@ -179,17 +179,18 @@ impl Engine {
         if full {
             self.block(now, id, Blocked::FULL);
         }
-        let failed = if let Some(history) = self.requests.history(slot) {
-            history.failed
-        } else {
+        let failed = self.requests.history(slot).map(|history| history.failed);
+        if failed.is_none() {
             self.budget.deposit();
-            0
-        };
+            if !self.overdrawn.is_empty() {
+                self.spend_budget(now);
+            }
+        }
         Leased {
             lease: self.leases.id(lease),
             request: self.requests.handle(slot),
             backend: BackendId(id),
-            attempt: failed + 1,
+            attempt: failed.unwrap_or(0) + 1,
             priority,
             deadline,
         }
