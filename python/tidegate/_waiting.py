@@ -69,11 +69,23 @@ def to_raise(error: TidegateError) -> TidegateError:
 
 
 async def recharge(request: _core.Request, cost: int) -> None:
-    """Wait until the attempt may send one more message."""
-    loop = asyncio.get_running_loop()
-    granted = loop.create_future()
-    if not request._recharge(count_of("cost", cost), lambda: granted.done() or granted.set_result(None)):  # noqa: SLF001
-        await granted
+    """Wait until the attempt may send one more message.
+
+    Cancellation: it is not charged.
+    """
+    cost = count_of("cost", cost)
+    granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def grant() -> None:
+        if not granted.done():
+            granted.set_result(None)
+
+    if not request._recharge(cost, grant):  # noqa: SLF001 - the request's other half
+        try:
+            await granted
+        except asyncio.CancelledError:
+            request._withdraw(cost, grant)  # noqa: SLF001
+            raise
 
 
 def _attempt_error(backend: str, attempt: int, cause: BaseException) -> BackendError:

@@ -107,7 +107,8 @@ struct State {
     workers: Vec<Worker>,
     free_workers: Vec<u32>,
     ingress: Consumer<Foreign>,
-    grants: HashMap<u64, Py<PyAny>>,
+    /// For each attempt that waits to send more: what is called when it may, in the order in which it asked.
+    grants: HashMap<u64, Vec<Py<PyAny>>>,
     /// Told when a pump is due, on the loop and from elsewhere.
     wake: Option<(Py<PyAny>, Py<PyAny>)>,
     pump_due: bool,
@@ -174,7 +175,7 @@ impl Core {
         let answer = self.with(py, |state| {
             let answer = state.engine.recharge(now, lease, cost);
             if answer == Recharge::Waits {
-                state.grants.insert(lease.to_bits(), grant);
+                state.grants.entry(lease.to_bits()).or_default().push(grant);
             }
             answer
         })?;
@@ -186,6 +187,22 @@ impl Core {
             }
             Recharge::Gone => Err(PyRuntimeError::new_err("this attempt is over: it can send nothing more")),
         }
+    }
+
+    /// A message that an attempt asked to send is not sent after all: `grant` is what was to be called, or has been.
+    pub(crate) fn withdraw(&self, py: Python<'_>, lease: LeaseId, cost: u32, grant: &Bound<'_, PyAny>) -> PyResult<()> {
+        let now = self.now();
+        let dropped = self.with(py, |state| {
+            let waiting = state.grants.get_mut(&lease.to_bits());
+            let nth = waiting.as_ref().and_then(|waiting| waiting.iter().position(|each| each.is(grant)));
+            match nth {
+                Some(nth) => state.engine.withdraw(now, lease, nth, cost),
+                None => state.engine.unsend(now, lease, cost),
+            }
+            waiting.zip(nth).map(|(waiting, nth)| waiting.remove(nth))
+        })?;
+        drop(dropped);
+        Ok(())
     }
 
     pub(crate) fn cancel(&self, py: Python<'_>, handle: Handle) -> PyResult<bool> {
@@ -799,7 +816,10 @@ impl Core {
                         let name = state.backends[usize::from(backend.0)].name.clone_ref(py);
                         timed_out.push((request, name, timeout));
                     }
-                    Action::Recharged { lease } => granted.extend(state.grants.remove(&lease.to_bits())),
+                    Action::Recharged { lease } => {
+                        let waiting = state.grants.get_mut(&lease.to_bits()).filter(|waiting| !waiting.is_empty());
+                        granted.extend(waiting.map(|waiting| waiting.remove(0)));
+                    }
                 }
             }
             let events: Vec<(&str, Py<PyString>, Option<f64>)> = std::iter::from_fn(|| state.engine.pop_event())
@@ -952,7 +972,7 @@ impl Core {
             visit.call(here)?;
             visit.call(elsewhere)?;
         }
-        state.grants.values().try_for_each(|grant| visit.call(grant))
+        state.grants.values().flatten().try_for_each(|grant| visit.call(grant))
     }
 
     fn __clear__(&self) {

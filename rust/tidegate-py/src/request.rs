@@ -86,6 +86,12 @@ impl Request {
         self.core.get().recharge(py, self.lease, cost, grant)
     }
 
+    /// Takes back a message that was asked for: it is not sent.
+    #[pyo3(signature = (cost, grant, /))]
+    fn _withdraw(&self, py: Python<'_>, cost: u32, grant: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.core.get().withdraw(py, self.lease, cost, grant)
+    }
+
     fn recharge<'py>(slf: &Bound<'py, Self>, cost: u32) -> PyResult<Bound<'py, PyAny>> {
         crate::core::shell(slf.py())?.call_method1("recharge", (slf, cost))
     }
