@@ -92,6 +92,7 @@ impl Request {
         self.core.get().withdraw(py, self.lease, cost, grant)
     }
 
+    #[pyo3(signature = (cost=1))]
     fn recharge<'py>(slf: &Bound<'py, Self>, cost: u32) -> PyResult<Bound<'py, PyAny>> {
         crate::core::shell(slf.py())?.call_method1("recharge", (slf, cost))
     }
