@@ -59,14 +59,24 @@ def to_raise(error: TidegateError) -> TidegateError:
 
 
 async def recharge(request: _core.Request, cost: int) -> None:
-    """Wait until the attempt may send one more message."""
-    granted = asyncio.get_running_loop().create_future()
+    """Wait until the attempt may send one more message.
+
+    Cancellation: it is not charged.
+    """
+    granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def grant(given: bool) -> None:
         if not granted.done():
             granted.set_result(given)
 
-    if not request._recharge(cost, grant) and not await granted:  # noqa: SLF001 - its other half
+    if request._recharge(cost, grant):  # noqa: SLF001 - its other half
+        return
+    try:
+        given = await granted
+    except asyncio.CancelledError:
+        request._withdraw(cost, grant)  # noqa: SLF001
+        raise
+    if not given:
         raise _given_up(request)
 
 

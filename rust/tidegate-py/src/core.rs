@@ -158,6 +158,14 @@ impl Core {
         }
     }
 
+    /// A message that an attempt asked to send is not sent after all: `grant` is what was to be called, or has been.
+    pub(crate) fn withdraw(&self, lease: LeaseId, cost: u32, grant: &Bound<'_, PyAny>) -> PyResult<()> {
+        let now = self.now();
+        let dropped = self.with(grant.py(), |state| state.withdraw(now, lease, cost, grant))?;
+        drop(dropped);
+        Ok(())
+    }
+
     pub(crate) fn cancel(&self, py: Python<'_>, handle: Handle) -> PyResult<bool> {
         let now = self.now();
         self.with_endings(py, |state| state.engine.cancel(now, handle))

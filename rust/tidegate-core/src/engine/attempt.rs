@@ -138,6 +138,42 @@ impl Engine {
         }
     }
 
+    /// A message that an attempt asked to send is not sent after all. It is the `nth`, from 0, of those that it waits for or
+    /// has been granted without the shell having read so.
+    pub fn withdraw(&mut self, now: Instant, lease: LeaseId, nth: usize, cost: u32) {
+        let Some(index) = self.leases.find(lease) else { return };
+        let mine = |action: &Action| matches!(action, Action::Recharged { lease: granted } if *granted == lease);
+        let granted = self.actions.iter().filter(|action| mine(action)).count();
+        if nth < granted {
+            let at = (0..self.actions.len()).filter(|&at| mine(&self.actions[at])).nth(nth);
+            at.map(|at| self.actions.remove(at));
+            self.unsend(now, lease, cost);
+            return;
+        }
+        let id = self.leases.get(index).backend;
+        let recharges = &mut self.backends[usize::from(id)].recharges;
+        let at = (0..recharges.len()).filter(|&at| recharges[at].0 == lease).nth(nth - granted);
+        if at.and_then(|at| recharges.remove(at)).is_some() {
+            self.reopen(now, id);
+        }
+    }
+
+    /// The last message that an attempt was granted is not sent after all: its charge is taken back, unless it was acknowledged
+    /// meanwhile.
+    pub fn unsend(&mut self, now: Instant, lease: LeaseId, cost: u32) {
+        let Some(index) = self.leases.find(lease) else { return };
+        let lease = self.leases.get_mut(index);
+        if lease.unacked < cost {
+            return;
+        }
+        lease.unacked -= cost;
+        let (id, sent_at) = (lease.backend, lease.sent_at);
+        self.backends[usize::from(id)].quota.refund(sent_at, cost);
+        if let Some(Blocked { cause: Cause::Limit, .. }) = self.backends[usize::from(id)].blocked {
+            self.reopen(now, id);
+        }
+    }
+
     /// The handler of an attempt has returned: its concurrency is free. `unsent`: no byte of it left this machine.
     ///
     /// A value, a rejection or a status means that headers have arrived, now if not before. What else is not acknowledged by
