@@ -16,11 +16,11 @@ class Backend:
 
     Args:
         name: What it is called in replies, snapshots and `backends=`. Unique within a scheduler.
-        handler: `async def handler(request)`, run on the loop, or a plain function, run in a daemon thread of this backend. It returns a
-            value or raises.
+        handler: `async def handler(request)`, run on the loop, or a plain function, run in a daemon thread of this backend. It
+            returns a value or raises.
         quota: What the server allows: a `BackendQuota`, or a text such as `"100/min"`. None: its concurrency of 32 is all.
-        timeout: Longest attempt, in seconds; None for no end. A handler that is not done by then is cancelled (a thread is left to itself and
-            keeps its concurrency until it returns).
+        timeout: Longest attempt, in seconds; None for no end. A handler that is not done by then is cancelled (a thread is
+            left to itself and keeps its concurrency until it returns).
         weight: Its share when several backends are ready, above 0.
         classify: `classify(request, value_or_exception) -> Outcome`, instead of the rules in the guide.
 
@@ -42,7 +42,9 @@ class Backend:
             msg = f"name={name!r}: give the backend a name, such as 'api'"
             raise ConfigError(msg, option="name", value=name)
         if not callable(handler):
-            msg = f"handler={handler!r}: give backend {name!r} a function that takes a request, such as 'async def fetch(request)'"
+            msg = (
+                f"handler={handler!r}: give backend {name!r} a function that takes a request, such as 'async def fetch(request)'"
+            )
             raise ConfigError(msg, option="handler", value=handler)
         if classify is not None and not callable(classify):
             msg = f"classify={classify!r}: give a function of (request, value or exception), or None"

@@ -2,7 +2,7 @@
 
 import asyncio
 import heapq
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from itertools import count
 from typing import Protocol
 
@@ -18,14 +18,17 @@ class Driven(Protocol):
     """A scheduler, as its clock sees it."""
 
     core: _core.Core
-    pump: Callable[[], None]
+
+    def pump(self) -> None:
+        """Do what there is to do now."""
 
 
 class ManualClock(_core.ManualClock):
     """Virtual time for schedulers: `RateLimitScheduler(..., clock=clock)`.
 
-    Time stands still until `advance` or `run_until_idle` moves it, so hours of limits, back-offs and time-outs pass in milliseconds and the same
-    program takes the same decisions each time. Handlers wait with `await clock.sleep(seconds)`; one that waits for anything else is not waited for.
+    Time stands still until `advance` or `run_until_idle` moves it, so hours of limits, back-offs and time-outs pass in
+    milliseconds and the same program takes the same decisions each time. Handlers wait with `await clock.sleep(seconds)`; one
+    that waits for anything else is not waited for.
 
     Example:
         >>> import asyncio

@@ -17,8 +17,8 @@ logger = logging.getLogger("tidegate")
 class Driver:
     """Runs the engine on the loop that made it. All of it belongs to that loop's thread.
 
-    Whatever changes the engine asks for a pump once a batch; the pump lets time pass, does what the engine says, and arms the timer for the next
-    instant at which something happens by itself.
+    Whatever changes the engine asks for a pump once a batch; the pump lets time pass, does what the engine says, and arms the
+    timer for the next instant at which something happens by itself.
     """
 
     def __init__(self, core: _core.Core, clock: ManualClock | None) -> None:
@@ -30,7 +30,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._room: deque[asyncio.Future[None]] = deque()
         self._idle: list[asyncio.Future[bool]] = []
-        self._listeners: list[Callable[[Event], None]] = []
+        self._listeners: list[Callable[[Event | None], None]] = []
         self._stopped = False
         core.open(self._pump_soon, self._pump_soon_threadsafe, 0.0 if clock else self.loop.time())
         if clock is not None:
@@ -83,7 +83,7 @@ class Driver:
         future: asyncio.Future[bool] = self.loop.create_future()
         self._idle.append(future)
         self.core.watch_idle()
-        late = None if timeout is None else self.loop.call_later(timeout, lambda: future.done() or future.set_result(False))
+        late = None if timeout is None else self.loop.call_later(timeout, _resolve, future, False)
         try:
             return await future
         finally:
@@ -91,8 +91,8 @@ class Driver:
             if late is not None:
                 late.cancel()
 
-    def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
-        """Tell `listener` of each change of state from now on; call the result to stop."""
+    def listen(self, listener: Callable[[Event | None], None]) -> Callable[[], None]:
+        """Tell `listener` of each change of state from now on, and None at the end; call the result to stop."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -106,6 +106,8 @@ class Driver:
         finally:
             self._resolve_idle()
             self._stopped = True
+            for listener in list(self._listeners):
+                listener(None)
             if self._timer is not None:
                 self._timer.cancel()
             if self._clock is not None:
@@ -122,8 +124,7 @@ class Driver:
 
     def _resolve_idle(self) -> None:
         for future in self._idle:
-            if not future.done():
-                future.set_result(True)
+            _resolve(future, True)
 
     def _wake_for_room(self) -> None:
         """Wake the first in line, or all when nothing is accepted any more."""
@@ -140,3 +141,8 @@ class Driver:
             logger.info("%s accepts requests again", event.backend)
         for listener in list(self._listeners):
             listener(event)
+
+
+def _resolve(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)

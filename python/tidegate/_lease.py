@@ -7,7 +7,7 @@ from types import TracebackType
 from tidegate import _core
 from tidegate._outcome import Classified, Outcome, UnsentError
 
-Submit = Callable[[object], Awaitable[_core.Ticket]]
+Submit = Callable[[Callable[[_core.Request], Awaitable[object]]], Awaitable[_core.Ticket]]
 
 
 class Lease:
@@ -71,7 +71,7 @@ class Slot:
             raise
         if request is None:
             reply = ticket._reply()  # noqa: SLF001
-            assert reply is not None and reply.error is not None  # noqa: S101, PT018 - it ended, and not with a value
+            assert reply is not None and reply.error is not None  # noqa: PT018 - it ended, and not with a value
             raise reply.error
         return Lease(request)
 

@@ -24,8 +24,8 @@ class Retry:
         attempts: Attempts in all, the first included; at least 1.
         base: Upper end of the first wait, in seconds.
         cap: Upper end of any wait, in seconds.
-        budget: Retries allowed as a share of first attempts, from 0 to 1. Ten at once and one a second are always allowed; a retry
-            beyond its budget waits.
+        budget: Retries allowed as a share of first attempts, from 0 to 1. Ten at once and one a second are always allowed; a
+            retry beyond its budget waits.
 
     Raises:
         ConfigError: A value is out of range.

@@ -10,8 +10,8 @@ from tidegate import _core
 class Outcome(IntEnum):
     """What one attempt came to.
 
-    `OK` has a value. `LIMITED` was rejected by the server's limits: it waits and costs no attempt. `FAILED` is retried. `NEUTRAL` is the
-    request's own fault, or was given up: it is not retried.
+    `OK` has a value. `LIMITED` was rejected by the server's limits: it waits and costs no attempt. `FAILED` is retried.
+    `NEUTRAL` is the request's own fault, or was given up: it is not retried.
     """
 
     OK = 0
@@ -46,7 +46,7 @@ def _status_of(error: BaseException) -> tuple[int | None, object]:
     for carrier in (error, getattr(error, "response", None)):
         for name in ("status", "status_code", "code"):
             status = getattr(carrier, name, None)
-            if isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 599:  # noqa: PLR2004 - HTTP
+            if isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 599:
                 return int(status), carrier
     return None, None
 

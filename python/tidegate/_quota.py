@@ -4,7 +4,7 @@ import re
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from tidegate._errors import ConfigError
 
@@ -107,7 +107,7 @@ class Limit:
     ) -> None:
         if kind is None:
             kind = "window" if burst is None else "bucket"
-        if kind not in ("window", "bucket"):  # not a set: what is given may not be hashable
+        if kind not in get_args(Kind):
             msg = f"kind={kind!r}: give 'window' or 'bucket', or leave it out"
             raise ConfigError(msg, option="kind", value=kind)
         count_of("amount", amount)
@@ -144,7 +144,7 @@ class Limit:
             msg = f"quota={text!r}: write amount/period, such as '100/min', '900/15min' or '10/s burst 20'"
             raise ConfigError(msg, option="quota", value=text)
         amount = int(found["amount"].replace("_", "")) * (1000 if found["kilo"] else 1)
-        burst = found["burst"] and int(found["burst"].replace("_", ""))
+        burst = int(found["burst"].replace("_", "")) if found["burst"] else None
         try:
             period = float(found["count"] or 1) * unit
             kind: Kind | None = "bucket" if found["kind"] == "bucket" else "window" if found["kind"] else None

@@ -14,9 +14,10 @@ Runner = Callable[[_core.Request], Awaitable[object]]
 
 
 def runner_of(backend: Backend) -> Runner:
-    """The coroutine function that runs one attempt of this backend. An `async def` handler without `classify` is its own runner."""
+    """The coroutine function that runs one attempt. An `async def` handler without `classify` is its own runner."""
     handler = backend.handler
-    is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+    call = getattr(handler, "__call__", None)  # noqa: B004 - an object may have an `async def __call__`
+    is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
     runner: Runner = handler if is_async else HandlerThreads(backend.name, handler)  # type: ignore[assignment]
     return runner if backend.classify is None else _classified(runner, backend.classify)
 

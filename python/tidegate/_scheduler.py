@@ -53,23 +53,23 @@ class BatchOptions(TypedDict, total=False):
     """The options of many requests: each a value, or a function that gives it for a target."""
 
     priority: int | Callable[[object], int]
-    timeout: float | timedelta | None | Callable[[object], float | timedelta | None]
+    timeout: float | timedelta | Callable[[object], float | timedelta | None] | None
     cost: int | Callable[[object], int]
-    backends: Sequence[str] | str | None | Callable[[object], Sequence[str] | str | None]
+    backends: Sequence[str] | str | Callable[[object], Sequence[str] | str | None] | None
 
 
 class RateLimitScheduler:
     """Collects from several rate-limited backends: uses all of what they allow, is not rejected, loses nothing.
 
-    An async context manager; it belongs to the loop that entered it. Leaving it normally drains: everything accepted is finished. Leaving it by an
-    exception or a cancellation closes: what waits is cancelled.
+    An async context manager; it belongs to the loop that entered it. Leaving it normally drains: everything accepted is
+    finished. Leaving it by an exception or a cancellation closes: what waits is cancelled.
 
     Args:
         backends: Where requests may go; names are unique.
         capacity: Most requests pending at once, at least 1. `submit` waits when it is reached.
         retry: How failed attempts are retried.
-        isolation: `"worker"`: handlers run in a pool of long-lived tasks and see the scheduler's context. `"task"`: each attempt has a task of its
-            own and sees the context of who submitted it; costs about 2 µs more.
+        isolation: `"worker"`: handlers run in a pool of long-lived tasks and see the scheduler's context. `"task"`: each
+            attempt has a task of its own and sees the context of who submitted it; costs about 2 µs more.
         clock: A `tidegate.testing.ManualClock` for virtual time; None for real time.
         seed: Of the random back-offs; None for a different one each time.
 
@@ -115,7 +115,7 @@ class RateLimitScheduler:
         self._isolation = isolation
         self._clock = clock
         seed = random.getrandbits(64) if seed is None else seed % 2**64
-        self._core = _core.Core(capacity, seed, (retry.attempts, retry.base, retry.cap, retry.budget), clock)
+        self._core = _core.Core(capacity, seed, retry, clock)
         self._runners: dict[str, Runner] = {}
         for backend in self._backends:
             self._add(backend)
@@ -199,7 +199,9 @@ class RateLimitScheduler:
         return tickets[0]
 
     async def submit_many(self, targets: Iterable[object], **options: Unpack[BatchOptions]) -> list[_core.Ticket]:
-        """Have many requests accepted, in order; waits in line while the scheduler is full. Any option may be a function of the target.
+        """Have many requests accepted, in order; waits in line while the scheduler is full.
+
+        Any option may be a function of the target.
 
         Returns:
             Tickets in the order of the targets.
@@ -216,13 +218,12 @@ class RateLimitScheduler:
             raise _no_targets(targets)
         return await self._accept(targets, self._terms_for(targets, options))
 
-    def submit_threadsafe(
-        self, target: object, **options: Unpack[RequestOptions]
-    ) -> "concurrent.futures.Future[_core.Reply]":
+    def submit_threadsafe(self, target: object, **options: Unpack[RequestOptions]) -> "concurrent.futures.Future[_core.Reply]":
         """Have a request accepted from any thread.
 
         Returns:
-            A future of its reply; it fails with the request's error, or with `QueueFullError` when the scheduler is full. Cancelling it cancels the request.
+            A future of its reply; it fails with the request's error, or with `QueueFullError` when the scheduler is full.
+            Cancelling it cancels the request.
 
         Raises:
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
@@ -238,7 +239,7 @@ class RateLimitScheduler:
 
         def cancel_request(future: "concurrent.futures.Future[_core.Reply]") -> None:
             if future.cancelled():
-                driver.loop.call_soon_threadsafe(self._core.cancel_listener, future)
+                driver.loop.call_soon_threadsafe(self._core.cancel_for, future)
 
         future.add_done_callback(cancel_request)
         return future
@@ -251,9 +252,10 @@ class RateLimitScheduler:
         ahead: int | None = None,
         **options: Unpack[BatchOptions],
     ) -> ReplyStream:
-        """Request many targets and iterate over the replies, failed ones too, as they complete. Any option may be a function of the target.
+        """Request many targets and iterate over the replies, failed ones too, as they complete.
 
-        Targets are taken only as fast as replies are consumed. What the iterator of the targets raises is raised after the replies that are owed.
+        Targets are taken only as fast as replies are consumed. What the iterator of the targets raises is raised after the
+        replies that are owed. Any option may be a function of the target.
 
         Args:
             targets: Any iterable, synchronous or asynchronous; as large as you like.
@@ -294,11 +296,13 @@ class RateLimitScheduler:
 
         return ReplyStream(core, targets, accept, driver.wait_for_room, ahead=count_of("ahead", ahead), ordered=ordered)
 
-    def slot(self, backend: str, *, cost: int = 1, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None) -> Slot:
+    def slot(
+        self, backend: str, *, cost: int = 1, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None
+    ) -> Slot:
         """Run your own code under a backend's limits: `async with scheduler.slot("api") as lease:`.
 
-        The body is one attempt: it is charged when it starts and, unless `lease.ack()` says otherwise, acknowledged when it ends. The
-        backend's attempt timeout does not apply, and nothing is retried.
+        The body is one attempt: it is charged when it starts and, unless `lease.ack()` says otherwise, acknowledged when it
+        ends. The backend's attempt timeout does not apply, and nothing is retried.
 
         Args:
             backend: Name of the backend.
@@ -313,9 +317,9 @@ class RateLimitScheduler:
         if not isinstance(backend, str) or backend not in self._runners:
             msg = f"backend={backend!r}: there is no such backend; there are {', '.join(self._runners)}"
             raise ConfigError(msg, option="backend", value=backend)
-        terms = self._core.terms(priority, timeout, cost, backend, True, True)  # noqa: FBT003
+        terms = self._core.terms(priority, timeout, cost, backend, True)
 
-        async def submit(runner: object) -> _core.Ticket:
+        async def submit(runner: Runner) -> _core.Ticket:
             (ticket,) = await self._accept([runner], repeat(terms), runner)
             return ticket
 
@@ -324,7 +328,7 @@ class RateLimitScheduler:
     def snapshot(self) -> Snapshot:
         """How everything stands now: backends, their limits, what waits and runs."""
         backends = {}
-        for (name, state, until, in_flight, strays, limits), backend in zip(self._core.status(), self._backends, strict=True):
+        for backend, (state, until, in_flight, strays, limits) in zip(self._backends, self._core.status(), strict=True):
             rows = tuple(
                 LimitState(
                     name=limit.name,
@@ -336,9 +340,9 @@ class RateLimitScheduler:
                     available=available,
                     next_eligible_in=next_eligible,
                 )
-                for limit, (*_, used, available, next_eligible) in zip(backend.quota.limits, limits, strict=True)
+                for limit, (used, available, next_eligible) in zip(backend.quota.limits, limits, strict=True)
             )
-            backends[name] = BackendState(state, until, in_flight, strays, rows)
+            backends[backend.name] = BackendState(state, until, in_flight, strays, rows)
         ledger = self.ledger()
         return Snapshot(backends, ledger.queued, ledger.leased, ledger.done, self._core.workers())
 
@@ -347,7 +351,10 @@ class RateLimitScheduler:
         return Ledger(*self._core.ledger())
 
     async def events(self) -> AsyncIterator[Event]:
-        """Iterate over the changes of state from now on: limits that a server closed, and their reopening. Ends when the scheduler is closed."""
+        """Iterate over the changes of state from now on: limits that a server closed, and their reopening.
+
+        It ends when the scheduler is closed.
+        """
         driver = self._running()
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         stop = driver.listen(queue.put_nowait)
@@ -397,8 +404,7 @@ class RateLimitScheduler:
 
     def _add(self, backend: Backend) -> None:
         runner = self._runners[backend.name] = runner_of(backend)
-        limits = [(limit.kind, limit.amount, limit.period, limit.burst or 0) for limit in backend.quota.limits]
-        self._core.add_backend(backend.name, runner, limits, backend.quota.concurrency, backend.timeout, backend.weight)
+        self._core.add_backend(backend, runner)
 
     def _running(self) -> Driver:
         if self._driver is None:

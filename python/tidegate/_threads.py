@@ -1,13 +1,14 @@
 """Plain handlers in daemon threads of their backend.
 
-A thread cannot be stopped. When its attempt is given up it is left to itself: its concurrency stays taken until it returns, and since
-threads are daemons, one that never returns does not keep the program from ending.
+A thread cannot be stopped. When its attempt is given up it is left to itself: its concurrency stays taken until it returns,
+and since threads are daemons, one that never returns does not keep the program from ending.
 """
 
 import asyncio
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 
 from tidegate import _core
@@ -41,10 +42,8 @@ class Call:
             self.result = self._handler(self._request)
         except BaseException as error:  # noqa: BLE001 - the worker decides what becomes of it
             self.error = error
-        try:
+        with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
             self._loop.call_soon_threadsafe(self._come_back)
-        except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
-            pass
 
     def when_returned(self, report: Report) -> None:
         """Have `report` called on the loop when the thread has returned."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from queue import SimpleQueue
 
 from tidegate import _core
 from tidegate._errors import (
@@ -18,7 +19,6 @@ from tidegate._errors import (
     TidegateError,
 )
 from tidegate._outcome import Outcome, verdict_of
-from tidegate._quota import count_of
 
 logger = logging.getLogger("tidegate")
 
@@ -36,10 +36,26 @@ async def reply_of(ticket: _core.Ticket) -> _core.Reply:
 
 async def recharge(request: _core.Request, cost: int) -> None:
     """Wait until the attempt may send one more message."""
-    loop = asyncio.get_running_loop()
-    granted = loop.create_future()
-    if not request._recharge(count_of("cost", cost), lambda: granted.done() or granted.set_result(None)):  # noqa: SLF001
-        await granted
+    granted = asyncio.get_running_loop().create_future()
+
+    def grant(given: bool) -> None:
+        if not granted.done():
+            granted.set_result(given)
+
+    if not request._recharge(cost, grant) and not await granted:  # noqa: SLF001 - its other half
+        raise _given_up(request)
+
+
+def recharge_blocking(request: _core.Request, cost: int) -> None:
+    """Block the calling thread until the attempt may send one more message."""
+    granted: SimpleQueue[bool] = SimpleQueue()
+    if not request._recharge(cost, granted.put) and not granted.get():  # noqa: SLF001 - its other half
+        raise _given_up(request)
+
+
+def _given_up(request: _core.Request) -> RequestCancelledError:
+    msg = f"this attempt for {request.target!r} was given up while it waited to send one more message"
+    return RequestCancelledError(msg, target=request.target)
 
 
 def _attempt_error(backend: str, attempt: int, cause: BaseException) -> BackendError:
@@ -99,23 +115,16 @@ def log_unheard(error: BaseException) -> None:
 
 
 def resolve(future: "Future[_core.Reply]", reply: _core.Reply) -> None:
-    """Give a thread's future its reply."""
-    try:
-        if reply.error is not None:
-            future.set_exception(reply.error)
-        else:
+    """Give a thread's future its reply, unless it was cancelled meanwhile."""
+    with suppress(InvalidStateError):
+        if reply.error is None:
             future.set_result(reply)
-    except InvalidStateError:  # cancelled meanwhile
-        pass
+        else:
+            future.set_exception(reply.error)
 
 
 def refuse(future: "Future[_core.Reply]", target: object) -> None:
-    """Tell a thread that its request came too late."""
-    error = SchedulerClosedError(f"the scheduler was closed before the request for {target!r} was accepted")
-    try:
-        future.set_exception(error)
-    except InvalidStateError:
-        pass
-
-
-Grant = Callable[[], object]
+    """Tell a thread that its request came too late, unless it has cancelled it."""
+    with suppress(InvalidStateError):
+        msg = f"the scheduler was closed before the request for {target!r} was accepted"
+        future.set_exception(SchedulerClosedError(msg))

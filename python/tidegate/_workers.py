@@ -88,7 +88,7 @@ class Workers:
                     continue
                 if cancelling():
                     # The handler swallowed a cancellation, which this task would hand to the next request.
-                    core.fail(worker, Outcome.OK, value, None, None, False)
+                    core.finish(worker, Outcome.OK, value)
                     return
                 request = finish_and_take(worker, value)
         finally:
@@ -96,7 +96,8 @@ class Workers:
             core.leave(worker, dismissed)
 
     async def _sleep(self, worker: int) -> bool:
-        future = self._parked[worker] = self._loop.create_future()
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._parked[worker] = future
         try:
             return await future
         finally:
@@ -104,7 +105,7 @@ class Workers:
 
     def _settle(self, worker: int, error: BaseException) -> bool:
         """Report how an attempt failed. False when this worker's task may run nothing more."""
-        fail = self._core.fail
+        finish = self._core.finish
         match error:
             case Classified():
                 result = error.result
@@ -112,23 +113,23 @@ class Workers:
                     result = BackendRejectedError(f"classified as {error.outcome.name}: {result!r}")
                 verdict = verdict_of(result) if isinstance(result, BaseException) else None
                 status, headers = (verdict.status, verdict.headers) if verdict else (None, None)
-                fail(worker, error.outcome, result, status, headers, False)
+                finish(worker, error.outcome, result, status, headers)
             case UnsentError():
-                fail(worker, Outcome.NEUTRAL, error, None, None, True)
+                self._core.give_up(worker, error)
             case StillRunningError():
                 lease = self._core.abandon(worker, asyncio.CancelledError())
                 if lease is not None:
                     error.call.when_returned(lambda: self._core.release(lease))
                 return False
             case asyncio.CancelledError():
-                fail(worker, Outcome.NEUTRAL, error, None, None, False)
+                finish(worker, Outcome.NEUTRAL, error)
                 return False
             case GeneratorExit():
                 raise error  # the loop is gone, and this coroutine with it
             case KeyboardInterrupt():
-                fail(worker, Outcome.NEUTRAL, error, None, None, False)
+                finish(worker, Outcome.NEUTRAL, error)
                 raise error
             case _:
                 outcome, status, headers = verdict_of(error)
-                fail(worker, outcome, error, status, headers, False)
-        return not self._tasks[worker].cancelling()
+                finish(worker, outcome, error, status, headers)
+        return self._tasks[worker].cancelling() == 0

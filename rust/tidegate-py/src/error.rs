@@ -53,6 +53,6 @@ pub(crate) fn poisoned() -> PyErr {
 }
 
 /// The scheduler accepts nothing any more.
-pub(crate) fn closed() -> PyErr {
-    Python::attach(|py| instance(py, "SchedulerClosedError", "the scheduler is closed and accepts no more requests", &[]))
+pub(crate) fn closed(py: Python<'_>) -> PyErr {
+    instance(py, "SchedulerClosedError", "the scheduler is closed and accepts no more requests", &[])
 }

@@ -20,7 +20,18 @@ pub(crate) struct Settled {
     pub(crate) ended_at: Instant,
 }
 
-/// How a request ended: see `tidegate.Reply`.
+/// How a request ended.
+///
+/// Attributes:
+///     target: What was submitted.
+///     ok: Whether it has a value.
+///     value: What the handler returned. Of a failed reply, raises its error.
+///     error: The error that it ended with; None when it is ok.
+///     backend: Name of the backend of its last attempt; None when there was none.
+///     attempts: Attempts that counted.
+///     waits: Seconds by cause: `queue` (others went first), `limit` (no room in any backend's limits), `concurrency` (all in use), `backoff`
+///         (between attempts), `attempt` (the handler ran), `consumer` (until the reply was taken). They add up to the time from
+///         acceptance to this reply; limit and concurrency are measured to 1 ms.
 #[pyclass(frozen, module = "tidegate", freelist = 256)]
 pub(crate) struct Reply {
     settled: Settled,

@@ -107,6 +107,6 @@ impl Stream {
         if let Some(had) = had {
             core.deliver(slf.py(), had)?;
         }
-        core.cancel_for(slf.py(), slf.as_any())
+        core.cancel_for(slf.as_any())
     }
 }

@@ -5,8 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::prelude::*;
 use tidegate_core::engine::Handle;
 
-use crate::core::{Core, shell};
+use crate::core::Core;
 use crate::reply::{Reply, Settled};
+use crate::shell::shell;
 
 enum State {
     Pending {
@@ -17,10 +18,14 @@ enum State {
     Read(Py<Reply>),
 }
 
-/// An accepted request: see `tidegate.Ticket`.
+// Not traversed by the garbage collector: a scheduler settles its tickets when it is left, which is what breaks the cycle through it, and
+// a million tickets would cost every collection.
+/// An accepted request. Awaiting it, any number of times and from any task of the loop, gives its `Reply` or raises its error.
 ///
-/// Not traversed by the garbage collector: a scheduler settles its tickets when it is left, which is what breaks the cycle through it, and
-/// a million tickets would cost every collection.
+/// Attributes:
+///     id: Number of the request, unique among those pending.
+///
+/// Cancellation: cancelling who awaits a ticket does not cancel its request; `cancel` does.
 #[pyclass(frozen, weakref, module = "tidegate", freelist = 256)]
 pub(crate) struct Ticket {
     core: Py<Core>,
@@ -72,10 +77,12 @@ impl Ticket {
         self.handle.to_bits()
     }
 
+    /// Whether the request has ended.
     fn done(&self) -> bool {
         self.with(|state| !matches!(state, State::Pending { .. }))
     }
 
+    /// Cancel the request, whatever it is doing: it ends with `RequestCancelledError`. False when it has ended.
     fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
         if self.done() {
             return Ok(false);

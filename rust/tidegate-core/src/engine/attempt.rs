@@ -147,14 +147,14 @@ impl Engine {
         let Some(index) = self.leases.find(lease) else { return Finished::Stray };
         let running = self.leases.get(index);
         let (id, request) = (running.backend, running.request);
+        self.drop_recharges(now, id, lease);
+        let running = self.leases.get(index);
         if unsent && running.unacked > 0 {
             let (sent_at, unacked) = (running.sent_at, running.unacked);
             self.leases.get_mut(index).unacked = 0;
             let quota = &mut self.backends[usize::from(id)].quota;
             quota.refund(sent_at, unacked);
-            if let Some(Blocked { cause: Cause::Limit, .. }) = self.backends[usize::from(id)].blocked {
-                self.reopen(now, id);
-            }
+            self.limit_changed(now, id);
         } else if request.is_none() {
             // What it sent is settled, but a rejection is news all the same.
             if outcome == Outcome::Limited {
@@ -184,7 +184,6 @@ impl Engine {
                 Outcome::Neutral => self.die(now, slot, index),
             },
         };
-        self.drop_recharges(now, id, lease);
         self.leases.remove(index);
         let backend = &mut self.backends[usize::from(id)];
         backend.in_flight -= 1;
@@ -307,9 +306,9 @@ impl Engine {
             self.wheel.disarm(timer);
         }
         self.backends[usize::from(id)].strays += 1;
-        self.unanswered(now, index);
         let lease = self.leases.id(index);
         self.drop_recharges(now, id, lease);
+        self.unanswered(now, index);
         self.actions.push_back(Action::Interrupt { lease });
     }
 
@@ -373,10 +372,17 @@ impl Engine {
         }
     }
 
-    /// A quota that only an event could make room in has seen one.
+    /// Something happened to a quota: what it holds back may go earlier than it was told.
     #[inline]
     fn limit_changed(&mut self, now: Instant, id: u16) {
-        if let Some(Blocked { cause: Cause::Limit, until: None, .. }) = self.backends[usize::from(id)].blocked {
+        let backend = &self.backends[usize::from(id)];
+        let Some(Blocked { cause: Cause::Limit, until, cost, .. }) = backend.blocked else { return };
+        let earlier = match backend.quota.next_eligible(now, cost).eligible {
+            Eligible::Now => true,
+            Eligible::At(at) | Eligible::Closed(at) => until.is_none_or(|until| at < until),
+            Eligible::OnAck | Eligible::Never => false,
+        };
+        if earlier {
             self.reopen(now, id);
         }
     }
@@ -387,27 +393,23 @@ impl Engine {
         loop {
             let backend = &mut self.backends[usize::from(id)];
             let &(lease, cost) = backend.recharges.front()?;
-            let until = match backend.quota.next_eligible(now, cost).eligible {
-                Eligible::Now => {
-                    backend.recharges.pop_front();
-                    backend.quota.send(now, cost);
-                    if let Some(index) = self.leases.find(lease) {
-                        let lease = self.leases.get_mut(index);
-                        lease.unacked += cost;
-                        lease.sent_at = now;
-                        lease.rejected = false;
-                    }
-                    self.actions.push_back(Action::Recharged { lease });
-                    continue;
-                }
-                Eligible::At(at) | Eligible::Closed(at) => Some(at),
-                Eligible::OnAck | Eligible::Never => None,
-            };
-            return Some(Blocked { cause: Cause::Limit, until, reserved_for: None });
+            let blocked = Blocked::by(backend.quota.next_eligible(now, cost).eligible, cost, None);
+            if blocked.is_some() {
+                return blocked;
+            }
+            backend.recharges.pop_front();
+            backend.quota.send(now, cost);
+            if let Some(index) = self.leases.find(lease) {
+                let lease = self.leases.get_mut(index);
+                lease.unacked += cost;
+                lease.sent_at = now;
+                lease.rejected = false;
+            }
+            self.actions.push_back(Action::Recharged { lease });
         }
     }
 
-    /// An attempt that is over sends nothing more.
+    /// An attempt that is over sends nothing more. To be called before anything that may grant it a message.
     fn drop_recharges(&mut self, now: Instant, id: u16, lease: LeaseId) {
         let recharges = &mut self.backends[usize::from(id)].recharges;
         if recharges.is_empty() {

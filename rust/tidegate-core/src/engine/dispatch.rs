@@ -1,6 +1,6 @@
 //! From the queue to a lease: which head goes next, and to which backend.
 
-use super::backend::{Blocked, Cause};
+use super::backend::Blocked;
 use super::event::{Ending, Stage};
 use super::lease::LeaseId;
 use super::request::{Handle, State};
@@ -114,19 +114,15 @@ impl Engine {
             if backend.blocked.is_some() {
                 continue;
             }
-            let until = match backend.quota.next_eligible(now, cost).eligible {
-                Eligible::Now => {
+            // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
+            let reserved_for = (cost > 1).then(|| self.requests.node(slot).key());
+            match Blocked::by(backend.quota.next_eligible(now, cost).eligible, cost, reserved_for) {
+                Some(blocked) => self.block(now, id, blocked),
+                None => {
                     ready += 1;
                     last = id;
-                    continue;
                 }
-                Eligible::At(at) | Eligible::Closed(at) => Some(at),
-                Eligible::OnAck | Eligible::Never => None,
-            };
-            let key = self.requests.node(slot).key();
-            // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
-            let reserved_for = (cost > 1).then_some(key);
-            self.block(now, id, Blocked { cause: Cause::Limit, until, reserved_for });
+            }
         }
         if ready == 1 {
             return Some(last);
@@ -181,12 +177,14 @@ impl Engine {
         }
         self.ledger.leased += 1;
         if full {
-            self.block(now, id, Blocked { cause: Cause::Concurrency, until: None, reserved_for: None });
+            self.block(now, id, Blocked::FULL);
         }
-        let failed = self.requests.history(slot).map_or(0, |history| history.failed);
-        if failed == 0 {
+        let failed = if let Some(history) = self.requests.history(slot) {
+            history.failed
+        } else {
             self.budget.deposit();
-        }
+            0
+        };
         Leased {
             lease: self.leases.id(lease),
             request: self.requests.handle(slot),
@@ -270,7 +268,12 @@ impl Engine {
     pub(super) fn blocked_since(&self, now: Instant, slot: u32) -> (Span, Span) {
         let entry = self.requests.get(slot);
         let set = self.classes[entry.class as usize].set;
-        entry.mark.until(self.sets[set as usize].mark(now))
+        let (limit, concurrency) = entry.mark.until(self.sets[set as usize].mark(now));
+        // Marks are coarse: what they tell apart may be longer than the wait.
+        let since = self.requests.history(slot).map_or(entry.accepted_at, |history| history.waiting_since);
+        let waited = now.since(since);
+        let limit = limit.min(waited);
+        (limit, concurrency.min(waited - limit))
     }
 
     /// Takes nothing more from the queue to this backend until its timer, or an event, reopens it.
@@ -282,13 +285,10 @@ impl Engine {
             self.wheel.disarm(timer);
         }
         backend.timer = blocked.until.map(|until| self.wheel.arm(until, Timer::Backend(id)));
-        for &set in &backend.sets {
-            match before {
-                None => self.sets[set as usize].one_blocked(now, blocked.cause),
-                Some(before) if before.cause != blocked.cause => {
-                    self.sets[set as usize].cause_changed(now, blocked.cause);
-                }
-                Some(_) => {}
+        let before = before.map(|before| before.cause);
+        if before != Some(blocked.cause) {
+            for &set in &backend.sets {
+                self.sets[set as usize].change(now, before, Some(blocked.cause));
             }
         }
         self.note_ready(id);
@@ -302,15 +302,15 @@ impl Engine {
         }
         let backend = &mut self.backends[usize::from(id)];
         if backend.is_full() {
-            self.block(now, id, Blocked { cause: Cause::Concurrency, until: None, reserved_for: None });
+            self.block(now, id, Blocked::FULL);
             return;
         }
-        if backend.blocked.take().is_some() {
+        if let Some(before) = backend.blocked.take() {
             if let Some(timer) = backend.timer.take() {
                 self.wheel.disarm(timer);
             }
             for &set in &backend.sets {
-                self.sets[set as usize].one_opened(now);
+                self.sets[set as usize].change(now, Some(before.cause), None);
             }
         }
         self.note_ready(id);

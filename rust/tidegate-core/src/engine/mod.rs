@@ -178,7 +178,7 @@ impl Engine {
         }
     }
 
-    /// Bytes that a waiting request takes here.
+    /// Bytes that a waiting request takes here; one with a deadline or an earlier attempt takes more.
     pub const BYTES_PER_REQUEST: usize = Requests::bytes_each();
 
     /// Adds a backend, open and with nothing used.
@@ -220,11 +220,15 @@ impl Engine {
             return set;
         }
         let set = self.sets.len() as u32;
-        let open = backends.iter().filter(|&&b| self.backends[usize::from(b)].blocked.is_none()).count();
-        for &backend in &backends {
-            self.backends[usize::from(backend)].sets.push(set);
+        let mut clocks = BackendSet::new(backends.clone(), now);
+        for &id in &backends {
+            let backend = &mut self.backends[usize::from(id)];
+            backend.sets.push(set);
+            if let Some(blocked) = backend.blocked {
+                clocks.change(now, None, Some(blocked.cause));
+            }
         }
-        self.sets.push(BackendSet::new(backends.clone(), open as u32, now));
+        self.sets.push(clocks);
         self.set_ids.insert(backends, set);
         set
     }
@@ -330,6 +334,11 @@ impl Engine {
     #[inline]
     pub fn next_wake(&self) -> Option<Instant> {
         self.wheel.next_wake()
+    }
+
+    /// Timers that are armed: at most one a backend, a deadline or backoff, and a running attempt.
+    pub fn timers(&self) -> usize {
+        self.wheel.len()
     }
 
     /// The next request that ended without its owner being told, by order of ending.

@@ -235,7 +235,7 @@ impl Requests {
         &mut self.histories[entry.history as usize]
     }
 
-    /// Bytes that each waiting request takes, its place in the free list included.
+    /// Bytes that each waiting request takes; a deadline's timer and what earlier attempts left behind come on top.
     pub(super) const fn bytes_each() -> usize {
         size_of::<Entry>()
     }

@@ -23,18 +23,25 @@ impl Room {
     }
 
     /// Takes up to `wanted` places and returns how many there were.
+    ///
+    /// Exact: it never admits more than the capacity, and never refuses a place that is free.
     #[inline]
     pub fn reserve(&self, wanted: usize) -> usize {
-        // ORDERING: Relaxed; the counter guards no other memory, and a single atomic never admits more than the capacity.
-        let before = self.taken.fetch_add(wanted, Ordering::Relaxed);
-        let granted = wanted.min(self.capacity.saturating_sub(before));
-        if granted < wanted {
-            self.taken.fetch_sub(wanted - granted, Ordering::Relaxed);
+        // ORDERING: Relaxed; the counter guards no other memory.
+        let mut taken = self.taken.load(Ordering::Relaxed);
+        loop {
+            let granted = wanted.min(self.capacity.saturating_sub(taken));
+            if granted == 0 {
+                return 0;
+            }
+            match self.taken.compare_exchange_weak(taken, taken + granted, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return granted,
+                Err(current) => taken = current,
+            }
         }
-        granted
     }
 
-    /// Gives `count` places back.
+    /// Gives `count` places back, each reserved before.
     #[inline]
     pub fn release(&self, count: usize) {
         self.taken.fetch_sub(count, Ordering::Relaxed);
@@ -42,7 +49,7 @@ impl Room {
 
     /// Places taken; stale at once when other threads reserve.
     pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed).min(self.capacity)
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// Whether a place is free; stale at once when other threads reserve.
