@@ -52,7 +52,10 @@ class ManualClock(_core.ManualClock):
         self._driven: list[Driven] = []
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until the clock has moved on by `seconds`."""
+        """Wait until the clock has moved on by `seconds`; with 0, let others run."""
+        if seconds == 0:
+            await asyncio.sleep(0)
+            return
         woken = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (self.time_ns() + _nanos(seconds), next(self._numbers), woken))
         await woken
@@ -71,6 +74,8 @@ class ManualClock(_core.ManualClock):
         """Move from one instant at which something happens to the next, until nothing is pending and nobody sleeps."""
         while True:
             await self._settle()
+            while self._sleepers and self._sleepers[0][2].done():  # cancelled: nobody waits for that instant
+                heapq.heappop(self._sleepers)
             if not self._sleepers and all(scheduler.core.is_idle() for scheduler in self._driven):
                 return
             wakes = [wake for scheduler in self._driven if (wake := scheduler.core.next_wake_ns()) is not None]

@@ -5,13 +5,33 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from time import monotonic
+from typing import Protocol
+from weakref import WeakSet
 
 from tidegate import _core
 from tidegate._clock import ManualClock
 from tidegate._snapshot import Event
 from tidegate._workers import Workers
 
+# Seconds. A loop's timer comes up to TICK late, which is more than a fiftieth of a wait below SHORT. A client that may send its
+# next request only after such a wait would lose that much of its limit (100/s, burst 1: 5 %). Waiting exactly costs half a TICK
+# of processor time, at most once in RARE.
+TICK = 0.001
+SHORT = 0.05
+RARE = 0.005
+
 logger = logging.getLogger("tidegate")
+
+
+class Source(Protocol):
+    """What takes targets by itself."""
+
+    def end(self) -> None:
+        """Take no more of them."""
+
+
+Listener = Callable[[Event | None], None]
 
 
 class Driver:
@@ -27,10 +47,12 @@ class Driver:
         self._clock = clock
         self._context = copy_context()
         self._workers = Workers(core, self.loop, self._context)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._met = 0.0  # the last instant that was waited for exactly
         self._room: deque[asyncio.Future[None]] = deque()
         self._idle: list[asyncio.Future[bool]] = []
-        self._listeners: list[Callable[[Event | None], None]] = []
+        self._listeners: list[Listener] = []
+        self._sources: WeakSet[Source] = WeakSet()
         self._stopped = False
         core.open(self._pump_soon, self._pump_soon_threadsafe, 0.0 if clock else self.loop.time())
         if clock is not None:
@@ -39,6 +61,7 @@ class Driver:
     def pump(self) -> None:
         """Do what there is to do now."""
         if self._stopped:
+            self.core.pump()  # threads that came too late are told
             return
         interrupt, wake, dismiss, hire, wait, idle, events = self.core.pump()
         self._workers.interrupt(interrupt)
@@ -55,18 +78,42 @@ class Driver:
             self._timer.cancel()
             self._timer = None
         if wait is not None and self._clock is None:
+            self._arm(wait)
+
+    def _arm(self, wait: float) -> None:
+        """Pump `wait` seconds from now: to the loop's millisecond, or exactly when the wait is short and such waits are rare."""
+        due = monotonic() + wait
+        if wait < SHORT and due - self._met >= RARE:
+            self._timer = self.loop.call_later(wait - TICK, self._turn, due, context=self._context)
+        else:
             self._timer = self.loop.call_later(wait, self.pump, context=self._context)
 
-    async def wait_for_room(self) -> None:
-        """Wait in line until one more request may be accepted, or none ever."""
+    def _turn(self, due: float) -> None:
+        """Spend the last millisecond of a short wait in turns of the loop."""
+        if monotonic() < due:
+            self._timer = self.loop.call_soon(self._turn, due, context=self._context)
+        else:
+            self._met = due
+            self.pump()
+
+    async def wait_for_room(self, *, first: bool = False) -> None:
+        """Wait in line until one more request may be accepted, or none ever.
+
+        Args:
+            first: At the head of the line, for who was woken and needs more.
+
+        Cancellation: the next in line is woken in its place.
+        """
         future: asyncio.Future[None] = self.loop.create_future()
-        self._room.append(future)
+        if first:
+            self._room.appendleft(future)
+        else:
+            self._room.append(future)
         self.core.watch_room()
         try:
             await future
         finally:
-            if future in self._room:
-                self._room.remove(future)
+            self._room.remove(future)
             if self._room:
                 # Whoever was woken may have left room, or left without taking any.
                 self.core.watch_room()
@@ -91,14 +138,28 @@ class Driver:
             if late is not None:
                 late.cancel()
 
-    def listen(self, listener: Callable[[Event | None], None]) -> Callable[[], None]:
+    def listen(self, listener: Listener) -> Callable[[], None]:
         """Tell `listener` of each change of state from now on, and None at the end; call the result to stop."""
+        if self._stopped:
+            listener(None)
+            return lambda: None
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    def feed_from(self, source: Source) -> None:
+        """Have a source end when nothing is accepted any more."""
+        self._sources.add(source)
+
+    def stop_accepting(self) -> None:
+        """Accept nothing more: those in line hear of it, and sources end."""
+        self.core.stop_accepting()
+        for source in list(self._sources):
+            source.end()
 
     async def stop(self, grace: float) -> None:
         """End what is pending, cancel the workers, and wait for their handlers, at most `grace` seconds."""
         self.core.close()
+        self.stop_accepting()
         self.pump()
         self._wake_for_room()
         try:
@@ -112,15 +173,19 @@ class Driver:
                 self._timer.cancel()
             if self._clock is not None:
                 self._clock.detach(self)
+            for listener in list(self._listeners):
+                listener(None)
 
     def _pump_soon(self) -> None:
-        self.loop.call_soon(self.pump, context=self._context)
+        if not self.loop.is_closed():  # a ticket is cancelled, a stream is freed after its end: nothing goes on any more
+            self.loop.call_soon(self.pump, context=self._context)
 
     def _pump_soon_threadsafe(self) -> None:
         try:
             self.loop.call_soon_threadsafe(self.pump, context=self._context)
-        except RuntimeError:  # the loop was closed: nothing goes on any more
-            logger.debug("a thread reported to a closed loop")
+        except RuntimeError:  # the loop was closed: nothing goes on any more, and the thread is told
+            self.core.close()
+            self.core.pump()
 
     def _resolve_idle(self) -> None:
         for future in self._idle:

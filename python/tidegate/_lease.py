@@ -3,11 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 from tidegate import _core
-from tidegate._outcome import Classified, Outcome, UnsentError
+from tidegate._errors import DeadlineExceededError, TidegateError
+from tidegate._outcome import Classified, UnsentError, verdict_of
+from tidegate._runner import Runner
+from tidegate._threads import Report, StillRunningError
+from tidegate._waiting import to_raise
 
-Submit = Callable[[Callable[[_core.Request], Awaitable[object]]], Awaitable[_core.Ticket]]
+Submit = Callable[[Runner], Awaitable[_core.Ticket]]
 
 
 class Lease:
@@ -48,6 +53,11 @@ class Slot:
         self._ticket: _core.Ticket | None = None
         self._granted: asyncio.Future[_core.Request | None] | None = None
         self._released: asyncio.Future[BaseException | None] | None = None
+        self._when_left: Report | None = None
+        # For a deadline that comes in the body: whose body it is, and how often that was to be cancelled before.
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._missed: TidegateError | None = None
 
     async def __aenter__(self) -> Lease:
         """Wait for the permit.
@@ -56,6 +66,9 @@ class Slot:
             DeadlineExceededError: It did not come within `timeout`.
             SchedulerClosedError: The scheduler was closed.
         """
+        if self._granted is not None:
+            msg = "a slot is used once; call slot() for another"
+            raise RuntimeError(msg)
         loop = asyncio.get_running_loop()
         self._granted = loop.create_future()
         self._released = loop.create_future()
@@ -65,35 +78,71 @@ class Slot:
             request = await self._granted if ticket._wait(self._granted) else None  # noqa: SLF001 - the ticket's other half
         except asyncio.CancelledError:
             if self._granted.done() and not self._granted.cancelled():
-                self._released.set_result(UnsentError())
+                self._leave(UnsentError())
             else:
                 ticket.cancel()
+                self._ticket = None
             raise
         if request is None:
+            self._ticket = None  # its error refers to this object, as its target
             reply = ticket._reply()  # noqa: SLF001
             assert reply is not None and reply.error is not None  # noqa: PT018 - it ended, and not with a value
-            raise reply.error
+            raise to_raise(reply.error)
+        self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task is not None else 0
         return Lease(request)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give the permit back. An exception of the body is classified as a handler's would be, and passes on."""
-        if self._released is not None and not self._released.done():
-            self._released.set_result(exc)
-        if self._ticket is not None:
-            self._ticket._forget()  # noqa: SLF001 - what the body raised, its own caller hears
+        """Give the permit back. An exception of the body is classified as a handler's would be, and passes on.
+
+        Raises:
+            DeadlineExceededError: `timeout` passed while the body ran, and it was cancelled for that.
+        """
+        self._leave(exc)
+        task, self._task = self._task, None
+        if self._missed is None or task is None:
+            return
+        if task.uncancel() <= self._cancelling and exc_type is asyncio.CancelledError:
+            raise self._missed from exc
 
     async def __call__(self, request: _core.Request) -> None:
         """Hold the permit for the body: the runner of this request."""
         if self._granted is None or self._released is None or self._granted.done():
             raise UnsentError
         self._granted.set_result(request)
-        error = await self._released
-        if isinstance(error, Exception):
+        try:
+            error = await self._released
+        except asyncio.CancelledError:
+            if self._released.cancelled():
+                self._cancel_late_body()
+                raise StillRunningError(self) from None
+            error = self._released.result()
+        if isinstance(error, UnsentError):
             raise error
         if error is not None:
-            raise Classified(Outcome.NEUTRAL, error)
+            # Not the error itself: it is on its way through the body's own frames.
+            raise Classified(verdict_of(error).outcome, error)
+
+    def when_returned(self, report: Report) -> None:
+        """Have `report` called when the body has been left."""
+        self._when_left = report
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._released is not None and not self._released.done():
+            self._released.set_result(error)
+        if self._when_left is not None:
+            self._when_left()
+        if self._ticket is not None:
+            self._ticket._forget()  # noqa: SLF001 - what the body raised, its own caller hears
+            self._ticket = None
+
+    def _cancel_late_body(self) -> None:
+        reply = self._ticket._reply() if self._ticket is not None else None  # noqa: SLF001
+        if reply is not None and isinstance(reply.error, DeadlineExceededError) and self._task is not None:
+            self._missed = to_raise(reply.error)
+            self._task.cancel()
 
     def __repr__(self) -> str:
         return "<slot>"

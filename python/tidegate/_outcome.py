@@ -58,6 +58,13 @@ def verdict_of(error: BaseException) -> Verdict:
     """
     if not isinstance(error, Exception):
         return Verdict(Outcome.NEUTRAL)
+    try:
+        return _read(error)
+    except Exception:  # noqa: BLE001 - a property of the exception raised: it says nothing more
+        return Verdict(Outcome.FAILED)
+
+
+def _read(error: Exception) -> Verdict:
     status, carrier = _status_of(error)
     if status is None:
         return Verdict(Outcome.FAILED)

@@ -4,7 +4,7 @@ import re
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, Self, get_args
+from typing import Literal, Self, TypeGuard, get_args
 
 from tidegate._errors import ConfigError
 
@@ -36,7 +36,7 @@ LARGEST = 2**32 - 1
 LONGEST = 100 * 31_557_600
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is an integer or a float that stands for a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 

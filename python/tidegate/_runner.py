@@ -8,30 +8,39 @@ from contextvars import Context
 from tidegate import _core
 from tidegate._backend import Backend, Classify
 from tidegate._outcome import Classified, Outcome
-from tidegate._threads import HandlerThreads
+from tidegate._threads import HandlerThreads, StillRunningError
 
 Runner = Callable[[_core.Request], Awaitable[object]]
 
 
-def runner_of(backend: Backend) -> Runner:
-    """The coroutine function that runs one attempt. An `async def` handler without `classify` is its own runner."""
+def runner_of(backend: Backend) -> tuple[Runner, HandlerThreads | None]:
+    """The coroutine function that runs one attempt of this backend, and the threads it uses, if any.
+
+    An `async def` handler without `classify` is its own runner.
+    """
     handler = backend.handler
-    call = getattr(handler, "__call__", None)  # noqa: B004 - an object may have an `async def __call__`
-    is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
-    runner: Runner = handler if is_async else HandlerThreads(backend.name, handler)  # type: ignore[assignment]
-    return runner if backend.classify is None else _classified(runner, backend.classify)
+    is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+    threads = None if is_async else HandlerThreads(backend.name, handler)
+    runner: Runner = threads or handler  # type: ignore[assignment] # one of the two kinds of handler
+    return (runner if backend.classify is None else _classified(runner, backend.classify)), threads
 
 
 def _classified(runner: Runner, classify: Classify) -> Runner:
     async def run(request: _core.Request) -> object:
         try:
             result = await runner(request)
+        except StillRunningError:
+            raise
         except Exception as error:  # noqa: BLE001 - the user's function decides what it means
             result = error
-        outcome = Outcome(classify(request, result))
-        if outcome is Outcome.OK and not isinstance(result, BaseException):
-            return result
-        raise Classified(outcome, result)
+        try:
+            outcome = Outcome(classify(request, result))
+            if outcome is Outcome.OK and not isinstance(result, BaseException):
+                return result
+            raise Classified(outcome, result)
+        finally:
+            # An exception's traceback holds this frame.
+            del result
 
     return run
 
@@ -47,9 +56,13 @@ class ContextRunner:
         """Run one attempt. Cancelling the caller cancels the task."""
         attempt = _guarded(self._runners[request.backend], request)
         result, error = await asyncio.get_running_loop().create_task(attempt, context=self._context.copy())
-        if error is not None:
-            raise error
-        return result
+        try:
+            if error is not None:
+                raise error
+            return result
+        finally:
+            # Its traceback holds this frame.
+            del error
 
 
 async def _guarded(runner: Runner, request: _core.Request) -> tuple[object, BaseException | None]:

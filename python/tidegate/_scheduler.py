@@ -2,9 +2,9 @@
 
 import asyncio
 import concurrent.futures
-import contextlib
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
+from contextlib import AsyncExitStack, suppress
 from contextvars import copy_context
 from datetime import timedelta
 from itertools import repeat
@@ -16,21 +16,23 @@ from tidegate._backend import Backend
 from tidegate._clock import ManualClock
 from tidegate._driver import Driver
 from tidegate._errors import ConfigError, QueueFullError, SchedulerClosedError
+from tidegate._events import Events
 from tidegate._lease import Slot
 from tidegate._options import Priority, Retry
 from tidegate._quota import count_of, seconds_of
 from tidegate._runner import ContextRunner, Runner, runner_of
 from tidegate._snapshot import BackendState, Event, Ledger, LimitState, Snapshot
 from tidegate._stream import ReplyStream
+from tidegate._threads import HandlerThreads
 from tidegate._waiting import reply_of
 
 # Attempts at once for a backend without a cap, as far as the default of `ahead` is concerned.
 UNCAPPED = 1000
 LEAST_AHEAD = 64
-# Checked options that are remembered.
-MOST_TERMS = 1024
 # Seconds that `close` waits for handlers that ignore their cancellation.
 GRACE = 5.0
+# Combinations of options that are kept checked.
+MOST_TERMS = 256
 
 
 class RequestOptions(TypedDict, total=False):
@@ -117,11 +119,13 @@ class RateLimitScheduler:
         seed = random.getrandbits(64) if seed is None else seed % 2**64
         self._core = _core.Core(capacity, seed, retry, clock)
         self._runners: dict[str, Runner] = {}
+        self._threads: list[HandlerThreads] = []
         for backend in self._backends:
             self._add(backend)
         self._driver: Driver | None = None
         self._closed = False
-        self._terms: dict[object, _core.Terms] = {}
+        self._opened = AsyncExitStack()
+        self._terms: dict[tuple[object, ...] | None, _core.Terms] = {}
 
     async def __aenter__(self) -> Self:
         """Start on the running loop.
@@ -136,6 +140,7 @@ class RateLimitScheduler:
         try:
             for backend in self._backends:
                 await backend.aopen()
+                self._opened.push_async_callback(backend.aclose)
         except BaseException:
             await self.close()
             raise
@@ -230,7 +235,7 @@ class RateLimitScheduler:
 
         Thread safety: any thread but the loop's should wait for the result.
         """
-        driver = self._running()
+        driver = self._accepting()
         terms = self._terms_of(options)
         future: concurrent.futures.Future[_core.Reply] = concurrent.futures.Future()
         if not self._core.submit_threadsafe(target, terms, future):
@@ -239,7 +244,8 @@ class RateLimitScheduler:
 
         def cancel_request(future: "concurrent.futures.Future[_core.Reply]") -> None:
             if future.cancelled():
-                driver.loop.call_soon_threadsafe(self._core.cancel_for, future)
+                with suppress(RuntimeError):  # the loop was closed: all has ended
+                    driver.loop.call_soon_threadsafe(self._core.cancel_for, future)
 
         future.add_done_callback(cancel_request)
         return future
@@ -268,7 +274,7 @@ class RateLimitScheduler:
 
         Cancellation: leaving the iteration early cancels what is pending; see `ReplyStream`.
         """
-        driver = self._running()
+        driver = self._accepting()
         _check_names(options)
         if not isinstance(targets, AsyncIterable):
             _targets(targets)
@@ -294,7 +300,7 @@ class RateLimitScheduler:
                     accepted += 1
                 return accepted
 
-        return ReplyStream(core, targets, accept, driver.wait_for_room, ahead=count_of("ahead", ahead), ordered=ordered)
+        return ReplyStream(core, targets, accept, driver, ahead=count_of("ahead", ahead), ordered=ordered)
 
     def slot(
         self, backend: str, *, cost: int = 1, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None
@@ -350,22 +356,20 @@ class RateLimitScheduler:
         """What became of every request so far."""
         return Ledger(*self._core.ledger())
 
-    async def events(self) -> AsyncIterator[Event]:
+    def events(self) -> AsyncIterator[Event]:
         """Iterate over the changes of state from now on: limits that a server closed, and their reopening.
 
-        It ends when the scheduler is closed.
+        Ends when the scheduler is closed.
         """
-        driver = self._running()
-        queue: asyncio.Queue[Event | None] = asyncio.Queue()
-        stop = driver.listen(queue.put_nowait)
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            stop()
+        return Events(self._running())
 
-    async def drain(self, timeout: float | timedelta | None = None) -> bool:
+    async def drain(self, timeout: float | timedelta | None = None, *, cancel_waiting: bool = False) -> bool:
         """Accept no more, and wait until what was accepted has ended. Done replies stay readable.
+
+        Args:
+            timeout: Longest wait, in seconds; None for no end.
+            cancel_waiting: Cancel what waits, and let the attempts that run be the last of their requests: what the first
+                Ctrl-C does on the command line.
 
         Returns:
             False when `timeout` seconds were not enough; nothing is cancelled then.
@@ -376,7 +380,9 @@ class RateLimitScheduler:
         if self._driver is None or self._closed:
             return True
         self._driver.pump()  # what threads have handed in was accepted
-        self._core.stop_accepting()
+        self._driver.stop_accepting()
+        if cancel_waiting:
+            self._core.wind_down()
         return await self._driver.wait_until_idle(seconds)
 
     async def close(self) -> None:
@@ -393,8 +399,9 @@ class RateLimitScheduler:
         try:
             await self._driver.stop(GRACE)
         finally:
-            for backend in self._backends:
-                await backend.aclose()
+            for threads in self._threads:
+                threads.close()
+            await self._opened.aclose()
 
     def __repr__(self) -> str:
         ledger = self.ledger()
@@ -403,7 +410,10 @@ class RateLimitScheduler:
         return f"<RateLimitScheduler [{names}]: {state}, {ledger.pending} pending>"
 
     def _add(self, backend: Backend) -> None:
-        runner = self._runners[backend.name] = runner_of(backend)
+        runner, threads = runner_of(backend)
+        self._runners[backend.name] = runner
+        if threads is not None:
+            self._threads.append(threads)
         self._core.add_backend(backend, runner)
 
     def _running(self) -> Driver:
@@ -413,17 +423,28 @@ class RateLimitScheduler:
             raise SchedulerClosedError(msg)
         return self._driver
 
+    def _accepting(self) -> Driver:
+        driver = self._running()
+        if not self._core.is_accepting():
+            msg = "the scheduler is closed and accepts no more requests"
+            raise SchedulerClosedError(msg)
+        return driver
+
     def _override(self) -> Runner | None:
         """What runs a request's attempts instead of its backend's runner."""
         return ContextRunner(self._runners, copy_context()) if self._isolation == "task" else None
 
     def _terms_of(self, options: Mapping[str, object]) -> _core.Terms:
-        # With their types, for 1, 1.0 and True are equal, and only one of them is a cost.
-        key = tuple([(name, type(value), value) for name, value in options.items()])
+        # With their types, since 1 and True, which is no cost, are equal.
+        key: tuple[object, ...] | None = ()
+        if options:
+            key = tuple([(name, value, type(value)) for name, value in sorted(options.items())])
         try:
             return self._terms[key]
-        except (KeyError, TypeError):
+        except KeyError:
             pass
+        except TypeError:  # a list of names
+            key = None
         _check_names(options)
         terms = self._core.terms(
             options.get("priority", Priority.NORMAL),
@@ -431,9 +452,9 @@ class RateLimitScheduler:
             options.get("cost", 1),
             options.get("backends"),
         )
-        if len(self._terms) >= MOST_TERMS:
-            self._terms.clear()
-        with contextlib.suppress(TypeError):  # not hashable
+        if key is not None:
+            if len(self._terms) == MOST_TERMS:  # what comes by the thousand, such as the time that is left, comes once
+                self._terms.clear()
             self._terms[key] = terms
         return terms
 
@@ -454,17 +475,20 @@ class RateLimitScheduler:
         runner = runner or self._override()
         tickets: list[_core.Ticket] = []
         try:
+            waited = False  # then it is at the head of the line, until it has all it needs
             if isinstance(terms, repeat):
                 shared = next(terms)
                 if not driver.has_line:
                     tickets = self._core.submit(targets, shared, runner)
                 while len(tickets) < len(targets):
-                    await driver.wait_for_room()
+                    await driver.wait_for_room(first=waited)
+                    waited = True
                     tickets += self._core.submit(targets[len(tickets) :], shared, runner)
             else:
                 for target, own in zip(targets, terms, strict=True):
-                    while not (accepted := [] if driver.has_line else self._core.submit([target], own, runner)):
-                        await driver.wait_for_room()
+                    while not (accepted := self._core.submit([target], own, runner) if waited or not driver.has_line else []):
+                        await driver.wait_for_room(first=waited)
+                        waited = True
                     tickets += accepted
         except BaseException:
             for ticket in tickets:

@@ -5,8 +5,10 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterat
 from itertools import islice
 from types import TracebackType
 from typing import Self
+from weakref import ref
 
 from tidegate import _core
+from tidegate._driver import Driver
 
 # Accepts as many of the targets as there is room for, from the first, as those from this index on; says how many.
 Accept = Callable[[list[object], _core.Stream, int], int]
@@ -26,22 +28,22 @@ class ReplyStream:
         core: _core.Core,
         targets: Iterable[object] | AsyncIterable[object],
         accept: Accept,
-        wait_for_room: Callable[[], Awaitable[None]],
+        driver: Driver,
         *,
         ahead: int,
         ordered: bool,
     ) -> None:
         self._core = core
+        self._driver = driver
         self._stream = _core.Stream(core, ordered)
         self._pop = self._stream.pop
         self._accept = accept
-        self._wait_for_room = wait_for_room
         self._ahead = ahead
         self._refill_at = ahead // 2
         self._targets: Iterator[object] | None = None
+        self._asynchronous: AsyncIterable[object] | None = None
         self._feeder: asyncio.Task[None] | None = None
         self._space: asyncio.Future[None] | None = None
-        self._asynchronous: AsyncIterable[object] | None = None
         if isinstance(targets, AsyncIterable):
             self._asynchronous = targets
         else:
@@ -51,7 +53,9 @@ class ReplyStream:
         self._open = 0
         self._exhausted = False
         self._error: BaseException | None = None
+        self._waiting = False
         self._closed = False
+        driver.feed_from(self)
 
     def __aiter__(self) -> Self:
         """Itself."""
@@ -61,7 +65,7 @@ class ReplyStream:
         """Wait for the next reply. Asking for it says that the one before has been dealt with."""
         while True:
             if self._open <= self._refill_at and not self._exhausted:
-                await self._refill()
+                self._refill()
             reply = self._pop()
             if reply is not None:
                 self._open -= 1
@@ -72,9 +76,14 @@ class ReplyStream:
                     error, self._error = self._error, None
                     raise error
                 raise StopAsyncIteration
-            arrived = asyncio.get_running_loop().create_future()
-            self._stream.wait(arrived)
-            await arrived
+            if self._waiting:
+                msg = "another task waits for the next reply of this map; iterate over it in one place, or call map() twice"
+                raise RuntimeError(msg)
+            self._waiting = True
+            try:
+                await self._wait()
+            finally:
+                self._waiting = False
 
     async def __aenter__(self) -> Self:
         """Itself."""
@@ -87,77 +96,119 @@ class ReplyStream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Cancel what is pending and take no more targets. Idempotent."""
+        """Cancel what is pending and take no more targets. Idempotent.
+
+        An asynchronous source is cancelled while it makes a target, and its end waited for.
+        """
         self._finish()
+        if self._feeder is not None and not self._feeder.done():
+            await asyncio.wait([self._feeder])
 
     def __del__(self) -> None:
         """Cancel what is pending, when the iteration was left and the stream is freed."""
         if not getattr(self, "_closed", True):
             self._finish()
 
+    def end(self) -> None:
+        """Take no more targets. What was accepted goes on."""
+        self._exhausted = True
+        self._asynchronous = self._targets = None
+        self._backlog.clear()
+        if self._feeder is not None and not self._feeder.get_loop().is_closed():
+            self._feeder.cancel()
+        self._stream.nudge()
+
     def _finish(self) -> None:
         if self._closed:
             return
-        self._closed = self._exhausted = True
+        self._closed = True
+        self.end()
         self._open = 0
-        self._targets = None
-        self._backlog.clear()
-        if self._feeder is not None:
-            self._feeder.cancel()
         self._stream.close()
 
-    async def _refill(self) -> None:
+    def _refill(self) -> None:
         """Take targets until `ahead` are accepted and not yielded, as far as they come and there is room."""
         if self._asynchronous is not None:
             if self._feeder is None:
-                self._feeder = asyncio.get_running_loop().create_task(self._feed(self._asynchronous), name="tidegate-map")
+                # It does not keep this object alive: who leaves the iteration early frees it.
+                feed = _feed(ref(self), self._asynchronous)
+                self._feeder = asyncio.get_running_loop().create_task(feed, name="tidegate-map")
             if self._space is not None and not self._space.done():
                 self._space.set_result(None)
-            return
-        if not self._core.is_accepting():
-            self._exhausted = True
             return
         wanted = self._ahead - self._open - len(self._backlog)
         if wanted > 0 and self._targets is not None:
             before = len(self._backlog)
             try:
                 self._backlog.extend(islice(self._targets, wanted))
-            except BaseException as error:  # noqa: BLE001 - raised after the replies that are owed
+            except Exception as error:  # noqa: BLE001 - raised after the replies that are owed
                 self._error, self._targets = error, None
             else:
                 if len(self._backlog) < before + wanted:
                     self._targets = None
         self._send()
-        if not self._open and self._backlog:
-            await self._wait_for_room()
-        self._exhausted = self._exhausted or (self._targets is None and not self._backlog)
 
     def _send(self) -> None:
-        if not self._backlog:
-            return
-        accepted = self._accept(self._backlog, self._stream, self._accepted)
-        self._accepted += accepted
-        self._open += accepted
-        del self._backlog[:accepted]
+        if self._backlog:
+            accepted = self._accept(self._backlog, self._stream, self._accepted)
+            self._accepted += accepted
+            self._open += accepted
+            del self._backlog[:accepted]
+        self._exhausted = self._targets is None and not self._backlog
 
-    async def _feed(self, targets: AsyncIterable[object]) -> None:
-        """Take the targets of an asynchronous source, while the consumer waits for replies."""
-        try:
-            async for target in targets:
-                while self._open >= self._ahead:
-                    self._space = asyncio.get_running_loop().create_future()
-                    await self._space
-                self._backlog.append(target)
-                while self._backlog:
-                    if not self._core.is_accepting():
-                        return
-                    self._send()
-                    if self._backlog:
-                        await self._wait_for_room()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised after the replies that are owed
-            self._error = error
-        finally:
+    async def _wait(self) -> None:
+        """Wait until a reply may be there, or until there is room if none is owed."""
+        if self._backlog and not self._open:
+            await self._driver.wait_for_room()
+            while self._backlog:  # else it was ended meanwhile
+                self._send()
+                if self._open:
+                    return
+                await self._driver.wait_for_room(first=True)
+            return
+        arrived = asyncio.get_running_loop().create_future()
+        self._stream.wait(arrived)
+        await arrived
+
+    def offer(self, target: object, *, waited: bool) -> Awaitable[None] | None:
+        """Have a target of the asynchronous source accepted; else what to wait for first."""
+        if self._open >= self._ahead:
+            self._space = asyncio.get_running_loop().create_future()
+            return self._space
+        if (self._driver.has_line and not waited) or not self._accept([target], self._stream, self._accepted):
+            return self._driver.wait_for_room(first=waited)
+        self._accepted += 1
+        self._open += 1
+        return None
+
+    def source_ended(self, error: BaseException | None) -> None:
+        """The asynchronous source has no more targets, or raised."""
+        if not self._exhausted:
             self._exhausted = True
+            self._asynchronous, self._error = None, error
             self._stream.nudge()
+
+
+async def _feed(owner: "ref[ReplyStream]", targets: AsyncIterable[object]) -> None:
+    """Take the targets of an asynchronous source, while the consumer waits for replies."""
+    error: BaseException | None = None
+    try:
+        async for target in targets:
+            waited = False
+            while (stream := owner()) is not None:
+                obstacle = stream.offer(target, waited=waited)
+                waited = obstacle is not None and not isinstance(obstacle, asyncio.Future)
+                del stream
+                if obstacle is None:
+                    break
+                await obstacle
+    except asyncio.CancelledError as cancelled:
+        error = cancelled
+        raise
+    except BaseException as raised:  # noqa: BLE001 - raised after the replies that are owed
+        error = raised
+    finally:
+        if (stream := owner()) is not None:
+            stream.source_ended(error)
+        # Its traceback holds this frame.
+        del stream, error

@@ -1,37 +1,47 @@
 """Plain handlers in daemon threads of their backend.
 
-A thread cannot be stopped. When its attempt is given up it is left to itself: its concurrency stays taken until it returns,
-and since threads are daemons, one that never returns does not keep the program from ending.
+A thread cannot be stopped. When its attempt is given up it is left to itself: its concurrency stays taken until it returns, and
+since threads are daemons, one that never returns does not keep the program from ending. The others end with their scheduler.
 """
 
 import asyncio
 import inspect
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextvars import copy_context
 from queue import SimpleQueue
+from typing import Protocol
 
 from tidegate import _core
 
 Report = Callable[[], object]
 
 
-class StillRunningError(Exception):
-    """An attempt was given up while its thread runs on. `call` tells when it has returned."""
+class Running(Protocol):
+    """What goes on after its attempt was given up."""
 
-    def __init__(self, call: "Call") -> None:
+    def when_returned(self, report: Report) -> None:
+        """Have `report` called on the loop when it has ended; at once when it has."""
+
+
+class StillRunningError(Exception):
+    """An attempt was given up while its handler runs on. `call` tells when it has returned."""
+
+    def __init__(self, call: Running) -> None:
         super().__init__()
         self.call = call
 
 
 class Call:
-    """One call of a handler in a thread."""
+    """One call of a handler in a thread, in the context of who makes the call."""
 
     def __init__(self, handler: Callable[[_core.Request], object], request: _core.Request) -> None:
         self._handler = handler
         self._request = request
+        self._context = copy_context()
         self._loop = asyncio.get_running_loop()
-        self._report: Report | None = None
+        self._is_back = False
+        self._given_up: Report | None = None
         self.result: object = None
         self.error: BaseException | None = None
         self.returned: asyncio.Future[None] = self._loop.create_future()
@@ -39,24 +49,37 @@ class Call:
     def run(self) -> None:
         """Run it, in the thread."""
         try:
-            self.result = self._handler(self._request)
+            self.result = self._context.run(self._handler, self._request)
         except BaseException as error:  # noqa: BLE001 - the worker decides what becomes of it
             self.error = error
-        with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+
+    def report(self) -> None:
+        """Tell the loop that it has returned."""
+        try:
             self._loop.call_soon_threadsafe(self._come_back)
+        except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
+            self._discard()
 
     def when_returned(self, report: Report) -> None:
-        """Have `report` called on the loop when the thread has returned."""
-        if self.returned.done() and not self.returned.cancelled():
-            report()
-        else:
-            self._report = report
+        """Have `report` called on the loop when the thread has returned; at once when it has."""
+        self._given_up = report
+        if self._is_back:
+            self._end_given_up(report)
 
     def _come_back(self) -> None:
+        self._is_back = True
         if not self.returned.done():
             self.returned.set_result(None)
-        if self._report is not None:
-            self._report()
+        if self._given_up is not None:
+            self._end_given_up(self._given_up)
+
+    def _end_given_up(self, report: Report) -> None:
+        self._discard()
+        report()
+
+    def _discard(self) -> None:
+        if inspect.iscoroutine(self.result):
+            self.result.close()
 
 
 class HandlerThreads:
@@ -65,7 +88,7 @@ class HandlerThreads:
     def __init__(self, name: str, handler: Callable[[_core.Request], object]) -> None:
         self._name = name
         self._handler = handler
-        self._calls: SimpleQueue[Call] = SimpleQueue()
+        self._calls: SimpleQueue[Call | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._started = 0
 
@@ -78,18 +101,38 @@ class HandlerThreads:
         self._calls.put(call)
         if not self._idle.acquire(blocking=False):
             self._started += 1
-            threading.Thread(target=self._serve, name=f"tidegate-{self._name}-{self._started}", daemon=True).start()
+            name = f"tidegate-{self._name}-{self._started}"
+            # They know nothing of this object, whose end is theirs.
+            threading.Thread(target=_serve, args=(self._calls, self._idle), name=name, daemon=True).start()
         try:
             await call.returned
         except asyncio.CancelledError:
             raise StillRunningError(call) from None
-        if call.error is not None:
-            raise call.error
-        if inspect.isawaitable(call.result):  # a plain function that returns a coroutine
-            return await call.result
-        return call.result
+        result, error = call.result, call.error
+        try:
+            if error is not None:
+                raise error
+            if inspect.isawaitable(result):  # a plain function that returns a coroutine
+                return await result
+            return result
+        finally:
+            # Its traceback holds this frame.
+            del call, error
 
-    def _serve(self) -> None:
-        while True:
-            self._calls.get().run()
-            self._idle.release()
+    def close(self) -> None:
+        """Let the threads end, each when its call has returned."""
+        started, self._started = self._started, 0
+        for _ in range(started):
+            self._calls.put(None)
+
+    def __del__(self) -> None:
+        """Let the threads of a scheduler that was never closed end."""
+        self.close()
+
+
+def _serve(calls: "SimpleQueue[Call | None]", idle: threading.Semaphore) -> None:
+    while (call := calls.get()) is not None:
+        call.run()
+        idle.release()  # before the loop knows: it may have the next call by then, and needs no other thread for it
+        call.report()
+        del call

@@ -19,8 +19,13 @@ from tidegate._errors import (
     TidegateError,
 )
 from tidegate._outcome import Outcome, verdict_of
+from tidegate._quote import said, shown
 
 logger = logging.getLogger("tidegate")
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {said(error)}"
 
 
 async def reply_of(ticket: _core.Ticket) -> _core.Reply:
@@ -28,10 +33,28 @@ async def reply_of(ticket: _core.Ticket) -> _core.Reply:
     while (reply := ticket._reply()) is None:  # noqa: SLF001 - the ticket's other half
         future = asyncio.get_running_loop().create_future()
         if ticket._wait(future):  # noqa: SLF001
-            await future
+            try:
+                await future
+            except asyncio.CancelledError:
+                ticket._unwait(future)  # noqa: SLF001
+                raise
     if reply.error is not None:
-        raise reply.error
+        raise to_raise(reply.error)
     return reply
+
+
+def to_raise(error: TidegateError) -> TidegateError:
+    """A copy of the error of a ticket, for one who awaits it.
+
+    What is raised refers to the frames that it passes, and they to their ticket: the original, which the ticket keeps, would
+    close a circle that the garbage collector cannot see, and would collect the frames of everybody who awaits it.
+    """
+    kind = type(error)
+    copy = kind.__new__(kind)
+    copy.args = error.args
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 async def recharge(request: _core.Request, cost: int) -> None:
@@ -54,7 +77,7 @@ def recharge_blocking(request: _core.Request, cost: int) -> None:
 
 
 def _given_up(request: _core.Request) -> RequestCancelledError:
-    msg = f"this attempt for {request.target!r} was given up while it waited to send one more message"
+    msg = f"this attempt for {shown(request.target)} was given up while it waited to send one more message"
     return RequestCancelledError(msg, target=request.target)
 
 
@@ -68,7 +91,7 @@ def _attempt_error(backend: str, attempt: int, cause: BaseException) -> BackendE
         Outcome.NEUTRAL: BackendRejectedError,
     }
     kind = kinds.get(outcome, BackendUnavailableError)
-    error = kind(f"attempt {attempt} at {backend}: {type(cause).__name__}: {cause}", backend=backend, attempt=attempt)
+    error = kind(f"attempt {attempt} at {backend}: {_told(cause)}", backend=backend, attempt=attempt)
     error.__cause__ = cause
     return error
 
@@ -87,23 +110,22 @@ def error_of(
     after: float,
 ) -> TidegateError:
     """The error that a request ended with."""
+    request = f"the request for {shown(target)}"
     match ending:
         case "cancelled":
-            return RequestCancelledError(f"the request for {target!r} was cancelled", target=target)
+            return RequestCancelledError(f"{request} was cancelled", target=target)
         case "closed":
-            return SchedulerClosedError(f"the scheduler was closed while the request for {target!r} was pending")
+            return SchedulerClosedError(f"the scheduler was closed while {request} was pending")
         case "expired while queued" | "expired while leased":
             stage = ending.rsplit(maxsplit=1)[-1]
-            msg = f"the request for {target!r} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
+            msg = f"{request} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
             return DeadlineExceededError(msg, target=target, stage=stage, after=after)
     causes = [*past, (backend or "", error)] if error is not None else past
     attempts = [_attempt_error(name, number, cause) for number, (name, cause) in enumerate(causes, start=1)]
     last = causes[-1][1] if causes else None
     plural = "" if len(attempts) == 1 else "s"
-    why = "" if last is None else f": {type(last).__name__}: {last}"
-    failed = RequestFailedError(
-        f"the request for {target!r} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts
-    )
+    why = "" if last is None else f": {_told(last)}"
+    failed = RequestFailedError(f"{request} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts)
     failed.__cause__ = last
     return failed
 
@@ -124,7 +146,7 @@ def resolve(future: "Future[_core.Reply]", reply: _core.Reply) -> None:
 
 
 def refuse(future: "Future[_core.Reply]", target: object) -> None:
-    """Tell a thread that its request came too late, unless it has cancelled it."""
+    """Tell a thread that its request came too late."""
     with suppress(InvalidStateError):
-        msg = f"the scheduler was closed before the request for {target!r} was accepted"
+        msg = f"the scheduler was closed before the request for {shown(target)} was accepted"
         future.set_exception(SchedulerClosedError(msg))

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from contextvars import Context
+from functools import partial
+from typing import Any
 
 from tidegate import _core
 from tidegate._errors import BackendRejectedError
@@ -13,6 +15,24 @@ from tidegate._threads import StillRunningError
 logger = logging.getLogger("tidegate")
 
 
+class WorkerTask(asyncio.Task[None]):
+    """A task that remembers its cancellations, whoever asked for them and whatever became of them.
+
+    `cancelling()` forgets: a handler that cancels its own task and takes that back leaves, before Python 3.13, a cancellation
+    behind that the next request would get.
+    """
+
+    def __init__(self, coro: Coroutine[Any, Any, None], *, loop: asyncio.AbstractEventLoop, name: str, context: Context) -> None:
+        self.cancels: list[object] = []
+        self.dismissed = False
+        super().__init__(coro, loop=loop, name=name, context=context)
+
+    def cancel(self, msg: object = None) -> bool:
+        """Ask for a cancellation."""
+        self.cancels.append(msg)
+        return super().cancel(msg)
+
+
 class Workers:
     """The worker tasks of one scheduler. How many there are, and who sleeps, is the engine's decision."""
 
@@ -20,28 +40,32 @@ class Workers:
         self._core = core
         self._loop = loop
         self._context = context
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._parked: dict[int, asyncio.Future[bool]] = {}
+        self._tasks: dict[int, WorkerTask] = {}
+        self._parked: dict[int, asyncio.Future[None]] = {}
 
     def hire(self, count: int) -> None:
         """Start workers."""
         for _ in range(count):
             worker = self._core.hire()
-            task = self._loop.create_task(self._work(worker), context=self._context.copy(), name=f"tidegate-worker-{worker}")
+            name = f"tidegate-worker-{worker}"
+            # Not by way of the loop: an eager task factory would run a handler in the middle of the pump.
+            task = WorkerTask(self._work(worker), loop=self._loop, name=name, context=self._context.copy())
             self._tasks[worker] = task
-            task.add_done_callback(self._gone)
+            task.add_done_callback(partial(self._gone, worker))
 
     def wake(self, workers: Iterable[int], *, work: bool = True) -> None:
         """Wake sleeping workers, to work or to go home."""
         for worker in workers:
+            self._tasks[worker].dismissed = not work
             future = self._parked.get(worker)
             if future is not None and not future.done():
-                future.set_result(work)
+                future.set_result(None)
 
     def interrupt(self, workers: Iterable[int]) -> None:
         """Cancel the attempts that these workers run."""
         for worker in workers:
-            self._tasks[worker].cancel()
+            if (task := self._tasks.get(worker)) is not None:
+                task.cancel()
 
     async def stop(self, grace: float) -> None:
         """Cancel all workers and wait for their handlers to end, at most `grace` seconds."""
@@ -54,58 +78,59 @@ class Workers:
             if late:
                 logger.warning("%d handlers ignored their cancellation for %g s; they are left to themselves", len(late), grace)
 
-    @staticmethod
-    def _gone(task: "asyncio.Task[None]") -> None:
+    def _gone(self, worker: int, task: "asyncio.Task[None]") -> None:
+        """A worker's task has ended, or was cancelled before it began."""
+        self._core.leave(worker, self._tasks.pop(worker).dismissed)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, KeyboardInterrupt):
             logger.error("a worker stopped; please report this", exc_info=error)
 
     async def _work(self, worker: int) -> None:
         core = self._core
         finish_and_take = core.finish_and_take
-        cancelling = self._tasks[worker].cancelling
-        dismissed = False
-        try:
-            request = core.take(worker)
-            while True:
-                if request is None:
-                    match core.park(worker):
-                        case None:
-                            return
-                        case False:
-                            await asyncio.sleep(0)
-                        case True:
-                            if not await self._sleep(worker):
-                                dismissed = True
-                                return
-                    request = core.take(worker)
-                    continue
-                try:
-                    value = await request._runner(request)  # noqa: SLF001 - the request's other half
-                except BaseException as error:  # noqa: BLE001 - nothing that a handler does ends the loop
-                    if not self._settle(worker, error):
+        task = self._tasks[worker]
+        cancels = task.cancels
+        request = core.take(worker)
+        while True:
+            if request is None:
+                match core.park(worker):
+                    case None:
                         return
-                    request = core.take(worker)
-                    continue
-                if cancelling():
-                    # The handler swallowed a cancellation, which this task would hand to the next request.
-                    core.finish(worker, Outcome.OK, value)
+                    case False:
+                        await asyncio.sleep(0)
+                    case True:
+                        await self._sleep(worker)
+                        if task.dismissed:
+                            return
+                request = core.take(worker)
+                continue
+            try:
+                value = await request._runner(request)  # noqa: SLF001 - the request's other half
+            except BaseException as error:  # noqa: BLE001 - nothing that a handler does ends the loop
+                if not self._settle(worker, error):
                     return
-                request = finish_and_take(worker, value)
-        finally:
-            del self._tasks[worker]
-            core.leave(worker, dismissed)
+                request = core.take(worker)
+                continue
+            if cancels:
+                # The handler swallowed a cancellation, which this task would hand to the next request.
+                core.finish(worker, Outcome.OK, value)
+                return
+            request = finish_and_take(worker, value)
+            value = None  # it is the consumer's alone
 
-    async def _sleep(self, worker: int) -> bool:
-        future: asyncio.Future[bool] = self._loop.create_future()
+    async def _sleep(self, worker: int) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
         self._parked[worker] = future
         try:
-            return await future
+            await future
         finally:
             del self._parked[worker]
 
     def _settle(self, worker: int, error: BaseException) -> bool:
         """Report how an attempt failed. False when this worker's task may run nothing more."""
         finish = self._core.finish
+        if error.__traceback__ is not None:
+            # It starts at the handler: our frame would keep alive, with each error, what this worker does later.
+            error.__traceback__ = error.__traceback__.tb_next
         match error:
             case Classified():
                 result = error.result
@@ -125,11 +150,14 @@ class Workers:
                 finish(worker, Outcome.NEUTRAL, error)
                 return False
             case GeneratorExit():
-                raise error  # the loop is gone, and this coroutine with it
+                if self._loop.is_closed():
+                    raise error  # and this coroutine with it
+                finish(worker, Outcome.NEUTRAL, error)
+                return False  # it may be this coroutine that is closed
             case KeyboardInterrupt():
                 finish(worker, Outcome.NEUTRAL, error)
                 raise error
             case _:
                 outcome, status, headers = verdict_of(error)
                 finish(worker, outcome, error, status, headers)
-        return self._tasks[worker].cancelling() == 0
+        return not self._tasks[worker].cancels

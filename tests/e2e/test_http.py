@@ -320,7 +320,7 @@ async def test_retry_after_closes_the_limit_and_nothing_is_lost(status: int, ret
     assert arrived[3] - rejected_at >= 0.99  # a date has whole seconds
 
 
-LONG = ["3600", "1000000000000", "Fri, 31 Dec 9999 23:59:59 GMT"]
+LONG = ["3600", "1000000000000", "Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 31 Dec 9999999999 23:59:59 GMT"]
 SHORT = {
     "zero": "0",
     "negative": "-1",
@@ -335,7 +335,6 @@ SHORT = {
     "local zone": "Sun, 06 Nov 1994 08:49:37 CEST",
     "RFC 850": "Sunday, 06-Nov-94 08:49:37 GMT",
     "asctime": "Sun Nov  6 08:49:37 1994",
-    "five-digit year": "Sun, 06 Nov 99999 08:49:37 GM",
 }
 
 

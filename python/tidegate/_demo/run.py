@@ -15,7 +15,7 @@ from typing import TextIO
 
 import aiohttp
 
-from tidegate import BackendQuota, RateLimitScheduler, Reply, Retry
+from tidegate import BackendQuota, RateLimitScheduler, Reply, RequestCancelledError, Retry
 from tidegate._demo.servers import fleet
 from tidegate.backends.http import HttpBackend
 
@@ -112,7 +112,7 @@ class Run:
     def _take(self, reply: Reply) -> None:
         if reply.ok:
             self.collected[reply.backend or ""] += 1
-        else:
+        elif not isinstance(reply.error, RequestCancelledError):
             self.failed += 1
         self.waits.update(reply.waits)
 
@@ -138,7 +138,7 @@ class Run:
                 return
             self.interrupted = True
             out.write("\nfinishing what runs; Ctrl-C again stops now\n")
-            draining.append(loop.create_task(self.scheduler.drain()))
+            draining.append(loop.create_task(self.scheduler.drain(cancel_waiting=True)))
 
         try:
             loop.add_signal_handler(signal.SIGINT, interrupt)

@@ -26,7 +26,8 @@ pub(crate) fn span(seconds: f64) -> Option<Span> {
 /// Seconds above 0, or a `timedelta`, from a user.
 pub(crate) fn timeout(value: &Bound<'_, PyAny>) -> PyResult<Span> {
     let number = value.call_method0("total_seconds").unwrap_or_else(|_| value.clone());
-    match number.extract().ok().filter(|seconds: &f64| seconds.is_finite()).and_then(span) {
+    let finite = number.extract().ok().filter(|seconds: &f64| seconds.is_finite());
+    match finite.and_then(span) {
         Some(span) if span > Span::ZERO && !value.is_instance_of::<PyBool>() => Ok(span),
         _ => Err(error::config("timeout", value, "give seconds above 0, a timedelta, or None for no deadline")),
     }
@@ -40,8 +41,9 @@ pub(crate) fn priority(value: &Bound<'_, PyAny>) -> PyResult<u8> {
 
 /// Units, from a user.
 pub(crate) fn cost(value: &Bound<'_, PyAny>) -> PyResult<u32> {
-    let way_out = format!("give an integer from 1 to {}", u32::MAX);
-    integer(value).filter(|&units| units > 0).ok_or_else(|| error::config("cost", value, &way_out))
+    integer(value)
+        .filter(|&units| units > 0)
+        .ok_or_else(|| error::config("cost", value, &format!("give an integer from 1 to {}", u32::MAX)))
 }
 
 fn integer<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) -> Option<T> {

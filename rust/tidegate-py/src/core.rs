@@ -127,7 +127,12 @@ impl Core {
     }
 
     fn tell(&self, py: Python<'_>, conclusions: impl IntoIterator<Item = Conclusion>) -> PyResult<()> {
-        conclusions.into_iter().try_for_each(|conclusion| conclusion.tell(py, self.now()))
+        // One that cannot be told does not keep the others from being told.
+        let mut all = Ok(());
+        for conclusion in conclusions {
+            all = all.and(conclusion.tell(py, self.now()));
+        }
+        all
     }
 
     pub(crate) fn ack(&self, py: Python<'_>, lease: LeaseId, answer: Answer) -> PyResult<()> {
@@ -203,10 +208,10 @@ impl Core {
 
 /// Tells threads that their requests came too late.
 fn refuse(py: Python<'_>, refused: Vec<Foreign>) -> PyResult<()> {
-    for Foreign { target, future, .. } in refused {
-        shell(py)?.call_method1("refuse", (future, target))?;
-    }
-    Ok(())
+    refused.into_iter().try_for_each(|foreign| {
+        shell(py)?.call_method1("refuse", (foreign.future, foreign.target))?;
+        Ok(())
+    })
 }
 
 #[pymethods]
@@ -322,8 +327,8 @@ impl Core {
         let (wake, refused) = {
             let mut state = self.lock()?;
             if state.engine.is_accepting() {
-                let wake = if first { state.wake.as_ref().map(|wake| wake.elsewhere.clone_ref(py)) } else { None };
-                (wake, Vec::new())
+                let wake = if first { state.wake.as_ref() } else { None };
+                (wake.map(|wake| wake.elsewhere.clone_ref(py)), Vec::new())
             } else {
                 // Closed since its place was reserved: the last pump may have been.
                 (None, state.take_in(now))
@@ -482,6 +487,12 @@ impl Core {
     /// Accepts nothing more.
     fn stop_accepting(&self, py: Python<'_>) -> PyResult<()> {
         self.with(py, |state| state.engine.stop_accepting())
+    }
+
+    /// Accepts nothing more, cancels what waits, and lets the attempts that run be the last of their requests.
+    fn wind_down(&self, py: Python<'_>) -> PyResult<()> {
+        let now = self.now();
+        self.with_endings(py, |state| state.engine.wind_down(now))
     }
 
     /// Ends all that is pending.

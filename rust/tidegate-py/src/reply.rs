@@ -2,10 +2,12 @@
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
+use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::Waits;
 use tidegate_core::time::{Instant, Span};
 
 use crate::convert::seconds;
+use crate::shell::shell;
 
 /// What a consumer is told of a request that has ended.
 pub(crate) struct Settled {
@@ -32,7 +34,7 @@ pub(crate) struct Settled {
 ///     waits: Seconds by cause: `queue` (others went first), `limit` (no room in any backend's limits), `concurrency` (all in use), `backoff`
 ///         (between attempts), `attempt` (the handler ran), `consumer` (until the reply was taken). They add up to the time from
 ///         acceptance to this reply; limit and concurrency are measured to 1 ms.
-#[pyclass(frozen, module = "tidegate", freelist = 256)]
+#[pyclass(frozen, module = "tidegate")]
 pub(crate) struct Reply {
     settled: Settled,
     /// Between the end of the last attempt and the consumer.
@@ -99,8 +101,15 @@ impl Reply {
         Ok(waits)
     }
 
+    /// `raise reply.error` makes a circle: the error's traceback refers to the frame, and the frame to this reply.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.settled.target)?;
+        let (Ok(result) | Err(result)) = &self.settled.result;
+        visit.call(result)
+    }
+
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let target = self.settled.target.bind(py).repr()?;
+        let target = shell(py)?.call_method1("shown", (&self.settled.target,))?;
         let how = match &self.settled.result {
             Ok(_) => "ok".to_owned(),
             Err(error) => error.bind(py).get_type().name()?.to_string(),

@@ -134,7 +134,7 @@ impl Request {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let target = self.target.bind(py).repr()?;
+        let target = shell(py)?.call_method1("shown", (&self.target,))?;
         Ok(format!("<Request {target} at {}, attempt {}>", self.backend, self.attempt))
     }
 }

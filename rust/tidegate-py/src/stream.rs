@@ -96,16 +96,21 @@ impl Stream {
         }
     }
 
-    /// The consumer has left: the reply that it has counts as delivered, what is pending is cancelled.
+    /// The consumer has left: the reply that it has counts as delivered; what is pending is cancelled, values that it has not
+    /// seen too.
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
         let stream = slf.get();
-        let (had, dropped) = stream.with(|queue| {
-            (queue.out.take(), (std::mem::take(&mut queue.arrived), std::mem::take(&mut queue.early), queue.waiter.take()))
+        let (had, arrived, early, waiter) = stream.with(|queue| {
+            (queue.out.take(), std::mem::take(&mut queue.arrived), std::mem::take(&mut queue.early), queue.waiter.take())
         });
-        drop(dropped);
+        let unseen: Vec<Handle> = arrived.iter().chain(early.values()).filter_map(|item| item.held).collect();
+        drop((arrived, early, waiter));
         let core = stream.core.get();
         if let Some(had) = had {
             core.deliver(slf.py(), had)?;
+        }
+        for handle in unseen {
+            core.cancel(slf.py(), handle)?;
         }
         core.cancel_for(slf.as_any())
     }

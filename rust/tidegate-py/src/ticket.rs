@@ -102,6 +102,17 @@ impl Ticket {
         })
     }
 
+    /// Takes back a future that nobody waits for any more.
+    #[pyo3(signature = (future, /))]
+    fn _unwait(&self, future: &Bound<'_, PyAny>) {
+        self.with(|state| {
+            if let State::Pending { waiters } = state {
+                // The caller has one more reference: nothing is freed under the lock.
+                waiters.retain(|waiter| !waiter.is(future));
+            }
+        });
+    }
+
     /// Its owner hears of the error elsewhere.
     fn _forget(&self) {
         let dropped = self.with(|state| std::mem::replace(state, State::Settled(None)));

@@ -223,7 +223,7 @@ impl Engine {
     }
 
     fn limited(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
-        if self.requests.get(slot).flags.once {
+        if self.is_last_attempt(slot) {
             return self.die(now, slot, lease);
         }
         let waits = self.waits_with(now, slot, lease);
@@ -237,7 +237,7 @@ impl Engine {
 
     fn failed(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
-        if failed >= self.retry.attempts || self.requests.get(slot).flags.once {
+        if failed >= self.retry.attempts || self.is_last_attempt(slot) {
             return self.die(now, slot, lease);
         }
         let waits = self.waits_with(now, slot, lease);
@@ -268,6 +268,11 @@ impl Engine {
         Finished::GivenUp { waits, age }
     }
 
+    /// Whether a request gets no other attempt, however this one ends.
+    fn is_last_attempt(&self, slot: u32) -> bool {
+        self.winding_down || self.requests.get(slot).flags.once
+    }
+
     fn die(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let waits = self.waits_with(now, slot, lease);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed);
@@ -286,9 +291,9 @@ impl Engine {
         let timeout = now.since(lease.started_at);
         let request = self.requests.handle(slot);
         self.actions.push_back(Action::TimedOut { request, backend, timeout });
-        let once = self.requests.get(slot).flags.once;
+        let last = self.is_last_attempt(slot);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
-        if once || failed >= self.retry.attempts {
+        if last || failed >= self.retry.attempts {
             self.requests.history_mut(slot).failed = failed;
             self.abort(now, slot, Ending::Dead);
         } else {

@@ -145,6 +145,8 @@ pub struct Engine {
     ledger: Ledger,
     next_sequence: u64,
     accepting: bool,
+    /// No request gets another attempt.
+    winding_down: bool,
     crew: Crew,
     ended: VecDeque<Ended>,
     actions: VecDeque<Action>,
@@ -171,6 +173,7 @@ impl Engine {
             ledger: Ledger::default(),
             next_sequence: 0,
             accepting: true,
+            winding_down: false,
             crew: Crew::default(),
             ended: VecDeque::new(),
             actions: VecDeque::new(),
@@ -287,6 +290,17 @@ impl Engine {
     /// Whether new requests are accepted.
     pub fn is_accepting(&self) -> bool {
         self.accepting
+    }
+
+    /// Accepts nothing more, cancels what waits, and lets attempts that run be the last of their requests.
+    pub fn wind_down(&mut self, now: Instant) {
+        self.accepting = false;
+        self.winding_down = true;
+        for slot in self.requests.pending() {
+            if matches!(self.requests.get(slot).state, State::Queued | State::Delayed) {
+                self.abort(now, slot, Ending::Cancelled);
+            }
+        }
     }
 
     /// Accepts nothing more and ends all that is pending, but for values that exist already.

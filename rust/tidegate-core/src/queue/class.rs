@@ -181,3 +181,90 @@ impl Class {
         (before + below.count_ones()) as usize
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Store(Vec<Node>);
+
+    impl Nodes for Store {
+        fn node(&self, slot: u32) -> &Node {
+            &self.0[slot as usize]
+        }
+        fn node_mut(&mut self, slot: u32) -> &mut Node {
+            &mut self.0[slot as usize]
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        /// A fresh request in this band.
+        Push(u8),
+        Pop,
+        /// One that waits leaves.
+        Remove(usize),
+        /// One that has left comes back.
+        Return(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let band = prop_oneof![3 => prop::sample::select(vec![0u8, 63, 64, 127, 128, 191, 192, 255]), 1 => any::<u8>()];
+        prop_oneof![
+            6 => band.prop_map(Op::Push),
+            3 => Just(Op::Pop),
+            2 => (0usize..1000).prop_map(Op::Remove),
+            3 => (0usize..1000).prop_map(Op::Return),
+        ]
+    }
+
+    #[test]
+    fn keys_order_by_band_then_sequence() {
+        assert!(Key::new(0, u64::MAX) < Key::new(1, 0));
+        assert!(Key::new(255, 3) < Key::new(255, 4));
+        assert_eq!(Key::new(77, 5).band(), 77);
+    }
+
+    proptest! {
+        /// The head is the least of all keys that wait, whatever is pushed, taken out at any place, or comes back.
+        #[test]
+        fn orders_as_a_sorted_set(ops in prop::collection::vec(op(), 1..300)) {
+            let mut store = Store(Vec::new());
+            let mut class = Class::default();
+            let mut waiting: BTreeSet<(Key, u32)> = BTreeSet::new();
+            let mut taken: Vec<(Key, u32)> = Vec::new();
+            for op in ops {
+                let leaving = match op {
+                    Op::Push(band) => {
+                        let slot = store.0.len() as u32;
+                        let key = Key::new(band, u64::from(slot));
+                        store.0.push(Node::new(key));
+                        class.push(&mut store, slot);
+                        waiting.insert((key, slot));
+                        None
+                    }
+                    Op::Return(index) if !taken.is_empty() => {
+                        let entry = taken.swap_remove(index % taken.len());
+                        class.push_back_in_order(&mut store, entry.1);
+                        waiting.insert(entry);
+                        None
+                    }
+                    Op::Return(_) => None,
+                    Op::Pop => waiting.first().copied(),
+                    Op::Remove(index) => waiting.iter().nth(index % waiting.len().max(1)).copied(),
+                };
+                if let Some(entry) = leaving {
+                    class.remove(&mut store, entry.1);
+                    waiting.remove(&entry);
+                    taken.push(entry);
+                }
+                prop_assert_eq!(class.head(&store), waiting.first().map(|(_, slot)| *slot));
+                prop_assert_eq!((class.len(), class.is_empty()), (waiting.len(), waiting.is_empty()));
+            }
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! What the tests of the engine share. Each of them uses a part.
+//! What these tests share. Each of them uses a part.
 #![allow(dead_code)]
 
 use proptest::prelude::*;
@@ -64,4 +64,14 @@ pub(crate) fn single(retry: Retry, spec: &BackendSpec) -> (Engine, BackendId, Cl
 /// All that can go now.
 pub(crate) fn take_all(engine: &mut Engine, now: Instant) -> Vec<Leased> {
     std::iter::from_fn(|| engine.take(now)).collect()
+}
+
+/// Follows the wake-ups until something can go.
+pub(crate) fn wait(engine: &mut Engine, mut now: Instant) -> (Instant, Leased) {
+    loop {
+        if let Some(leased) = engine.take(now) {
+            return (now, leased);
+        }
+        now = engine.next_wake().expect("nothing will ever go");
+    }
 }

@@ -9,6 +9,8 @@ pub(crate) enum Server {
     Anchored { amount: u64, period: u64, start: Option<u64>, count: u64 },
     /// At most `amount` in each window; windows begin at multiples of the period, shifted by `phase`.
     Aligned { amount: u64, period: u64, phase: u64, window: u64, count: u64 },
+    /// A token bucket: `level` in units of 1/period tokens.
+    Bucket { amount: u64, period: u64, burst: u64, level: u128, seen: u64 },
     /// GCRA: `tat` in units of 1/amount ns.
     Gcra { amount: u64, period: u64, burst: u64, tat: u128 },
 }
@@ -21,7 +23,11 @@ impl Server {
             (Kind::Window, 0) => Server::Log { amount, period, accepted: Vec::new() },
             (Kind::Window, 1) => Server::Anchored { amount, period, start: None, count: 0 },
             (Kind::Window, _) => Server::Aligned { amount, period, phase: phase % period, window: 0, count: 0 },
-            (_, _) => Server::Gcra { amount, period, burst, tat: 0 },
+            (_, 0) => Server::Gcra { amount, period, burst, tat: 0 },
+            (_, _) => {
+                let level = u128::from(burst) * u128::from(period);
+                Server::Bucket { amount, period, burst, level, seen: 0 }
+            }
         }
     }
 
@@ -51,6 +57,17 @@ impl Server {
                 }
                 *count += cost;
                 *count <= *amount
+            }
+            Server::Bucket { amount, period, burst, level, seen } => {
+                let refilled = *level + u128::from(now - *seen) * u128::from(*amount);
+                *seen = now;
+                *level = refilled.min(u128::from(*burst) * u128::from(*period));
+                let price = u128::from(cost) * u128::from(*period);
+                let fits = price <= *level;
+                if fits {
+                    *level -= price;
+                }
+                fits
             }
             Server::Gcra { amount, period, burst, tat } => {
                 let now = u128::from(now) * u128::from(*amount);
