@@ -167,8 +167,6 @@ class Driver:
         finally:
             self._resolve_idle()
             self._stopped = True
-            for listener in list(self._listeners):
-                listener(None)
             if self._timer is not None:
                 self._timer.cancel()
             if self._clock is not None:
