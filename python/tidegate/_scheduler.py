@@ -282,9 +282,6 @@ class RateLimitScheduler:
             caps = (backend.quota.concurrency or UNCAPPED for backend in self._backends)
             ahead = max(LEAST_AHEAD, 2 * sum(caps))
         core, override = self._core, self._override()
-        if not core.is_accepting():
-            msg = "the scheduler is closed and accepts no more requests"
-            raise SchedulerClosedError(msg)
         if not any(callable(option) for option in options.values()):
             terms = self._terms_of(options)
 
