@@ -203,9 +203,7 @@ impl Engine {
             self.unanswered(now, index);
         }
         let rejected = self.leases.get(index).rejected;
-        if let Some(timer) = self.leases.get_mut(index).timer.take() {
-            self.wheel.disarm(timer);
-        }
+        self.leases.remove_timed(&mut self.backends[usize::from(id)].timed, index);
         let finished = match request {
             None => {
                 self.backends[usize::from(id)].strays -= 1;
@@ -319,8 +317,22 @@ impl Engine {
         Finished::Dead { waits, age, attempts: failed + 1 }
     }
 
+    /// Times out the attempts that have run for as long as their backend allows, and watches the oldest of the others.
+    pub(super) fn time_out_oldest(&mut self, now: Instant, id: u16) {
+        let Some(timeout) = self.backends[usize::from(id)].timeout else { return };
+        while let Some(oldest) = self.backends[usize::from(id)].timed.oldest() {
+            let due = self.leases.get(oldest).started_at + timeout;
+            if due > now {
+                self.wheel.arm(due, Timer::Attempt(id));
+                self.backends[usize::from(id)].watched = true;
+                return;
+            }
+            self.time_out(now, oldest);
+        }
+    }
+
     /// The attempt has run for as long as its backend allows: its request fails this attempt, the handler is interrupted.
-    pub(super) fn time_out(&mut self, now: Instant, index: u32) {
+    fn time_out(&mut self, now: Instant, index: u32) {
         let lease = self.leases.get(index);
         let Some(slot) = lease.request else { return };
         let backend = BackendId(lease.backend);
@@ -343,10 +355,9 @@ impl Engine {
         let lease = self.leases.get_mut(index);
         lease.request = None;
         let id = lease.backend;
-        if let Some(timer) = lease.timer.take() {
-            self.wheel.disarm(timer);
-        }
-        self.backends[usize::from(id)].strays += 1;
+        let backend = &mut self.backends[usize::from(id)];
+        backend.strays += 1;
+        self.leases.remove_timed(&mut backend.timed, index);
         let lease = self.leases.id(index);
         self.drop_recharges(now, id, lease);
         self.unanswered(now, index);

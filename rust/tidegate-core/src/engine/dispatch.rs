@@ -173,7 +173,11 @@ impl Engine {
         if let Some(timeout) = timeout
             && !untimed
         {
-            self.leases.get_mut(lease).timer = Some(self.wheel.arm(now + timeout, Timer::Lease(lease)));
+            self.leases.add_timed(&mut backend.timed, lease);
+            // A timer that is armed already was for an older attempt: it looks for the oldest when it fires.
+            if !std::mem::replace(&mut backend.watched, true) {
+                self.wheel.arm(now + timeout, Timer::Attempt(id));
+            }
         }
         self.ledger.leased += 1;
         if full {

@@ -112,8 +112,8 @@ const MOST_EVENTS: usize = 1024;
 enum Timer {
     /// The deadline of the request in this slot, or the end of its backoff.
     Request(u32),
-    /// The attempt timeout of this lease.
-    Lease(u32),
+    /// The oldest attempt of this backend may have run for as long as it may.
+    Attempt(u16),
     /// A blocked backend's limits may have room.
     Backend(u16),
     /// The retry budget has earned a retry that is waited for.
@@ -340,9 +340,9 @@ impl Engine {
                     self.backends[usize::from(backend)].timer = None;
                     self.reopen(now, backend);
                 }
-                Timer::Lease(lease) => {
-                    self.leases.get_mut(lease).timer = None;
-                    self.time_out(now, lease);
+                Timer::Attempt(backend) => {
+                    self.backends[usize::from(backend)].watched = false;
+                    self.time_out_oldest(now, backend);
                 }
                 Timer::Request(slot) => {
                     self.requests.get_mut(slot).timer = None;
