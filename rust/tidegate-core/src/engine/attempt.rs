@@ -5,7 +5,7 @@ use super::event::{Action, Ending, Event};
 use super::lease::LeaseId;
 use super::request::{State, Waits};
 use super::{BackendId, Engine, Timer};
-use crate::limit::Eligible;
+use crate::limit::{Eligible, GateState};
 use crate::time::{Instant, Span};
 
 /// What one attempt came to.
@@ -414,8 +414,11 @@ impl Engine {
             if std::mem::replace(&mut lease.rejected, true) {
                 return;
             }
+            let is_closed = matches!(quota.gate(now), GateState::Closed(_));
             if let Some(until) = quota.rejected(now, sent_at, retry_after) {
-                self.push_event(Event::LimitClosed { backend: BackendId(id), until });
+                if !is_closed {
+                    self.push_event(Event::LimitClosed { backend: BackendId(id), until });
+                }
                 self.limit_changed(now, id);
             }
         } else if !lease.rejected && quota.accepted(sent_at) {

@@ -37,8 +37,8 @@ impl Engine {
         self.tick(now);
         loop {
             let class = self.least_class()?;
-            if let Some(backend) = self.place(now, class) {
-                return Some(self.lease(now, class, backend));
+            if let Some((slot, backend)) = self.place(now, class) {
+                return Some(self.lease(now, slot, backend));
             }
         }
     }
@@ -92,10 +92,10 @@ impl Engine {
         self.ready_backends().filter_map(head).min().map(|(_, class)| class)
     }
 
-    /// The backend that takes the head of `class` now. If there is none, those of its set that were open are blocked when
+    /// The head of `class`, and the backend that takes it now. If there is none, those of its set that were open are blocked when
     /// this returns, or the head is expired since it cannot go before its deadline: look again.
     #[inline]
-    fn place(&mut self, now: Instant, class: u32) -> Option<u16> {
+    fn place(&mut self, now: Instant, class: u32) -> Option<(u32, u16)> {
         let waiting = &self.classes[class as usize];
         let (set, cost) = (waiting.set, waiting.cost);
         let slot = waiting.queue.head(&self.requests)?;
@@ -125,7 +125,7 @@ impl Engine {
             }
         }
         if ready == 1 {
-            return Some(last);
+            return Some((slot, last));
         }
         if ready == 0 {
             if deadline < Instant::FAR && self.is_hopeless(now, set, cost, deadline) {
@@ -142,7 +142,7 @@ impl Engine {
                 failed: avoid == Some(id),
             })
         });
-        route::choose(candidates)
+        route::choose(candidates).map(|backend| (slot, backend))
     }
 
     /// Whether the limits of every backend of a set admit a cost only after `deadline`. Service time is not estimated.
@@ -154,10 +154,8 @@ impl Engine {
     }
 
     #[inline]
-    fn lease(&mut self, now: Instant, class: u32, id: u16) -> Leased {
-        let waiting = &self.classes[class as usize];
-        let cost = waiting.cost;
-        let slot = waiting.queue.head(&self.requests).expect("a class in a heap has a head");
+    fn lease(&mut self, now: Instant, slot: u32, id: u16) -> Leased {
+        let cost = self.classes[self.requests.get(slot).class as usize].cost;
         let blocked = self.blocked_since(now, slot);
         self.dequeue(now, slot);
 

@@ -61,9 +61,10 @@ pub trait Nodes {
     fn node_mut(&mut self, slot: u32) -> &mut Node;
 }
 
-/// First and last slot of a band's list; a band without requests has no list.
+/// The requests of one band; a band without requests has no list.
 #[derive(Clone, Copy, Debug)]
 struct List {
+    band: u8,
     head: u32,
     tail: u32,
 }
@@ -71,13 +72,11 @@ struct List {
 /// The requests of one class. It stores slots; the nodes are the owner's.
 ///
 /// # Complexity
-/// `push`, `head` and `remove` of a fresh request are O(1) (the lists of the occupied bands are dense, found by counting bits);
-/// those of a request that came back are O(log of how many came back).
+/// `push`, `head` and `remove` of a fresh request are O(1): the lists of the occupied bands, 256 at most, are found by bisection.
+/// Those of a request that came back are O(log of how many came back).
 #[derive(Debug, Default)]
 pub struct Class {
-    /// Bit `b % 64` of word `b / 64`: band `b` has a list.
-    occupied: [u64; 4],
-    /// The lists of the occupied bands, most urgent first.
+    /// Most urgent first.
     lists: Vec<List>,
     returned: BTreeMap<Key, u32>,
     len: u32,
@@ -111,21 +110,20 @@ impl Class {
     #[inline]
     pub fn push(&mut self, nodes: &mut impl Nodes, slot: u32) {
         let band = nodes.node(slot).key.band();
-        let rank = self.rank(band);
-        if self.has(band) {
-            let list = &mut self.lists[rank];
-            nodes.node_mut(list.tail).next = slot;
-            let node = nodes.node_mut(slot);
-            node.prev = list.tail;
-            node.next = NIL;
-            list.tail = slot;
-        } else {
-            self.lists.insert(rank, List { head: slot, tail: slot });
-            self.occupied[usize::from(band) / 64] |= 1 << (band % 64);
-            let node = nodes.node_mut(slot);
-            node.prev = NIL;
-            node.next = NIL;
-        }
+        let prev = match self.find(band) {
+            Ok(index) => {
+                let tail = std::mem::replace(&mut self.lists[index].tail, slot);
+                nodes.node_mut(tail).next = slot;
+                tail
+            }
+            Err(index) => {
+                self.lists.insert(index, List { band, head: slot, tail: slot });
+                NIL
+            }
+        };
+        let node = nodes.node_mut(slot);
+        node.prev = prev;
+        node.next = NIL;
         self.len += 1;
     }
 
@@ -152,33 +150,21 @@ impl Class {
         if next != NIL {
             nodes.node_mut(next).prev = prev;
         }
-        if prev == NIL || next == NIL {
-            let band = key.band();
-            let rank = self.rank(band);
-            let list = &mut self.lists[rank];
-            match (prev, next) {
-                (NIL, NIL) => {
-                    self.lists.remove(rank);
-                    self.occupied[usize::from(band) / 64] &= !(1 << (band % 64));
-                }
-                (NIL, _) => list.head = next,
-                (_, _) => list.tail = prev,
-            }
+        if prev != NIL && next != NIL {
+            return;
+        }
+        let Ok(index) = self.find(key.band()) else { return };
+        match (prev, next) {
+            (NIL, NIL) => drop(self.lists.remove(index)),
+            (NIL, _) => self.lists[index].head = next,
+            (_, _) => self.lists[index].tail = prev,
         }
     }
 
+    /// Where the list of a band is, or belongs.
     #[inline]
-    fn has(&self, band: u8) -> bool {
-        self.occupied[usize::from(band) / 64] & (1 << (band % 64)) != 0
-    }
-
-    /// How many occupied bands are more urgent than `band`: the place of its list in `lists`.
-    #[inline]
-    fn rank(&self, band: u8) -> usize {
-        let word = usize::from(band) / 64;
-        let below = self.occupied[word] & ((1 << (band % 64)) - 1);
-        let before: u32 = self.occupied[..word].iter().map(|bits| bits.count_ones()).sum();
-        (before + below.count_ones()) as usize
+    fn find(&self, band: u8) -> Result<usize, usize> {
+        self.lists.binary_search_by_key(&band, |list| list.band)
     }
 }
 
