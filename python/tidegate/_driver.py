@@ -158,21 +158,23 @@ class Driver:
 
     async def stop(self, grace: float) -> None:
         """End what is pending, cancel the workers, and wait for their handlers, at most `grace` seconds."""
-        self.core.close()
-        self.stop_accepting()
-        self.pump()
-        self._wake_for_room()
         try:
-            await self._workers.stop(grace)
+            self.core.close()
+            self.stop_accepting()
+            self.pump()
         finally:
-            self._resolve_idle()
-            self._stopped = True
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._clock is not None:
-                self._clock.detach(self)
-            for listener in list(self._listeners):
-                listener(None)
+            self._wake_for_room()
+            try:
+                await self._workers.stop(grace)
+            finally:
+                self._resolve_idle()
+                self._stopped = True
+                if self._timer is not None:
+                    self._timer.cancel()
+                if self._clock is not None:
+                    self._clock.detach(self)
+                for listener in list(self._listeners):
+                    listener(None)
 
     def _pump_soon(self) -> None:
         if not self.loop.is_closed():  # a ticket is cancelled, a stream is freed after its end: nothing goes on any more

@@ -53,6 +53,7 @@ class Slot:
         self._ticket: _core.Ticket | None = None
         self._granted: asyncio.Future[_core.Request | None] | None = None
         self._released: asyncio.Future[BaseException | None] | None = None
+        self._is_left = False
         self._when_left: Report | None = None
         # For a deadline that comes in the body: whose body it is, and how often that was to be cancelled before.
         self._task: asyncio.Task[Any] | None = None
@@ -126,10 +127,14 @@ class Slot:
             raise Classified(verdict_of(error).outcome, error)
 
     def when_returned(self, report: Report) -> None:
-        """Have `report` called when the body has been left."""
-        self._when_left = report
+        """Have `report` called when the body has been left; at once when it has."""
+        if self._is_left:
+            report()
+        else:
+            self._when_left = report
 
     def _leave(self, error: BaseException | None) -> None:
+        self._is_left = True
         if self._released is not None and not self._released.done():
             self._released.set_result(error)
         if self._when_left is not None:

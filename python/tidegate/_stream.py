@@ -54,6 +54,7 @@ class ReplyStream:
         self._exhausted = False
         self._error: BaseException | None = None
         self._waiting = False
+        self._was_woken = False  # from its place in the line for room
         self._closed = False
         driver.feed_from(self)
 
@@ -72,18 +73,31 @@ class ReplyStream:
                 return reply
             if self._exhausted and not self._open:
                 self._finish()
-                if self._error is not None:
-                    error, self._error = self._error, None
+                error, self._error = self._error, None
+                if error is None:
+                    raise StopAsyncIteration
+                try:
                     raise error
-                raise StopAsyncIteration
+                finally:
+                    del error, self  # as below
             if self._waiting:
                 msg = "another task waits for the next reply of this map; iterate over it in one place, or call map() twice"
                 raise RuntimeError(msg)
             self._waiting = True
             try:
-                await self._wait()
-            finally:
+                if self._backlog and not self._open:
+                    await self._driver.wait_for_room(first=self._was_woken)
+                    self._was_woken = True
+                else:
+                    arrived = asyncio.get_running_loop().create_future()
+                    self._stream.wait(arrived)
+                    await arrived
+            except BaseException:
+                # Whoever keeps the exception keeps this frame; the map is to be freed, and cancelled, all the same.
                 self._waiting = False
+                del self
+                raise
+            self._waiting = False
 
     async def __aenter__(self) -> Self:
         """Itself."""
@@ -154,21 +168,9 @@ class ReplyStream:
             self._accepted += accepted
             self._open += accepted
             del self._backlog[:accepted]
+            if accepted:
+                self._was_woken = False
         self._exhausted = self._targets is None and not self._backlog
-
-    async def _wait(self) -> None:
-        """Wait until a reply may be there, or until there is room if none is owed."""
-        if self._backlog and not self._open:
-            await self._driver.wait_for_room()
-            while self._backlog:  # else it was ended meanwhile
-                self._send()
-                if self._open:
-                    return
-                await self._driver.wait_for_room(first=True)
-            return
-        arrived = asyncio.get_running_loop().create_future()
-        self._stream.wait(arrived)
-        await arrived
 
     def offer(self, target: object, *, waited: bool) -> Awaitable[None] | None:
         """Have a target of the asynchronous source accepted; else what to wait for first."""

@@ -13,6 +13,7 @@ from tidegate._errors import (
     BackendRejectedError,
     BackendUnavailableError,
     DeadlineExceededError,
+    InternalError,
     RequestCancelledError,
     RequestFailedError,
     SchedulerClosedError,
@@ -58,14 +59,24 @@ def to_raise(error: TidegateError) -> TidegateError:
 
 
 async def recharge(request: _core.Request, cost: int) -> None:
-    """Wait until the attempt may send one more message."""
-    granted = asyncio.get_running_loop().create_future()
+    """Wait until the attempt may send one more message.
+
+    Cancellation: it is not charged.
+    """
+    granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def grant(given: bool) -> None:
         if not granted.done():
             granted.set_result(given)
 
-    if not request._recharge(cost, grant) and not await granted:  # noqa: SLF001 - its other half
+    if request._recharge(cost, grant):  # noqa: SLF001 - its other half
+        return
+    try:
+        given = await granted
+    except asyncio.CancelledError:
+        request._withdraw(cost, grant)  # noqa: SLF001
+        raise
+    if not given:
         raise _given_up(request)
 
 
@@ -114,6 +125,8 @@ def error_of(
     match ending:
         case "cancelled":
             return RequestCancelledError(f"{request} was cancelled", target=target)
+        case "broken":
+            return InternalError(f"the engine has stopped after an internal error while {request} was pending; please report it")
         case "closed":
             return SchedulerClosedError(f"the scheduler was closed while {request} was pending")
         case "expired while queued" | "expired while leased":

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
 
 from tidegate import _core
-from tidegate._errors import BackendRejectedError
+from tidegate._errors import BackendRejectedError, InternalError
 from tidegate._outcome import Classified, Outcome, UnsentError, verdict_of
 from tidegate._threads import StillRunningError
 
@@ -80,9 +81,12 @@ class Workers:
 
     def _gone(self, worker: int, task: "asyncio.Task[None]") -> None:
         """A worker's task has ended, or was cancelled before it began."""
-        self._core.leave(worker, self._tasks.pop(worker).dismissed)
+        dismissed = self._tasks.pop(worker).dismissed
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, KeyboardInterrupt):
             logger.error("a worker stopped; please report this", exc_info=error)
+            self._core.give_up_if_broken()
+        with suppress(InternalError):
+            self._core.leave(worker, dismissed)
 
     async def _work(self, worker: int) -> None:
         core = self._core

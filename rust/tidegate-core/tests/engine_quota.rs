@@ -631,6 +631,26 @@ fn an_extra_message_may_be_the_probe() {
     assert_eq!(engine.take(wake).map(|leased| leased.request), Some(next));
 }
 
+/// An attempt that is over is granted none of the messages that it still waited to send.
+#[test]
+fn an_attempt_that_is_over_sends_nothing_more() {
+    let (mut engine, _, class) = single(retry(9, Span::ZERO), &spec(&[], None));
+    let request = submit(&mut engine, at(0), &plain(class));
+    let next = submit(&mut engine, at(0), &plain(class));
+    let leased = engine.take(at(0)).unwrap();
+    engine.ack(at(0), leased.lease, REJECTED);
+    for _ in 0..2 {
+        assert_eq!(engine.recharge(at(0), leased.lease, 1), Recharge::Waits);
+    }
+    engine.tick(at(SECOND + TICK));
+    assert_eq!(engine.pop_action(), Some(Action::Recharged { lease: leased.lease }), "one is the probe");
+    assert_eq!(engine.pop_action(), None);
+    engine.cancel(at(2 * SECOND), request);
+    assert_eq!(engine.pop_action(), Some(Action::Interrupt { lease: leased.lease }));
+    assert_eq!(engine.pop_action(), None);
+    assert_eq!(engine.take(at(2 * SECOND)).map(|leased| leased.request), Some(next), "the next one is the probe");
+}
+
 /// A rejection that comes after the attempt was given up closes the limit all the same.
 #[test]
 fn a_late_rejection_closes_the_limit() {

@@ -203,6 +203,32 @@ fn retries_wait_for_their_budget() {
     assert_eq!([retried(3 * SECOND - TICK), retried(3 * SECOND + TICK)], [0, 1]);
 }
 
+/// A retry that waits for budget goes as soon as first attempts have paid for it, in its turn, and costs nothing once cancelled.
+#[test]
+fn first_attempts_pay_for_retries() {
+    let rule = Retry { attempts: 2, base: Span::ZERO, cap: Span::ZERO, budget_milli: 500 };
+    let (mut engine, _, class) = single(rule, &spec(&[], None));
+    let requests: Vec<Handle> = (0..30).map(|_| submit(&mut engine, at(0), &plain(class))).collect();
+    for leased in take_all(&mut engine, at(0)) {
+        fail(&mut engine, at(0), &leased);
+    }
+    // Ten from the reserve and half of thirty.
+    assert_eq!(take_all(&mut engine, at(0)).len(), 25);
+    assert!(engine.next_wake() >= Some(at(SECOND)));
+    engine.cancel(at(1), requests[25]);
+    for _ in 0..3 {
+        submit(&mut engine, at(1), &plain(class));
+    }
+    let taken: Vec<Handle> = take_all(&mut engine, at(1)).iter().map(|leased| leased.request).collect();
+    assert_eq!((taken.len(), taken[2]), (4, requests[26]), "it has its place by order of acceptance again");
+    engine.cancel(at(2), requests[27]);
+    engine.cancel(at(2), requests[28]);
+    let (now, last) = wait(&mut engine, at(2));
+    assert_eq!(last.request, requests[29]);
+    assert!(soon(SECOND / 2).contains(&now), "half of it was deposited");
+    assert_eq!(engine.timers(), 0);
+}
+
 /// A rejection costs no attempt: the request waits for the limit and goes first again. One that is never retried ends by it.
 #[test]
 fn a_rejected_request_goes_first_again() {

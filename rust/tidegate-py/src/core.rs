@@ -90,7 +90,7 @@ struct RetryOptions {
 
 impl Core {
     fn lock(&self) -> PyResult<MutexGuard<'_, State>> {
-        self.state.lock().map_err(|_| error::poisoned())
+        self.state.lock().map_err(|_| error::broken())
     }
 
     #[inline]
@@ -156,6 +156,14 @@ impl Core {
             Recharge::Never(largest) => Err(error::class(py, ClassError::CostExceedsBurst { cost, largest }, "the backend")),
             Recharge::Gone => Err(PyRuntimeError::new_err("this attempt is over: it can send nothing more")),
         }
+    }
+
+    /// A message that an attempt asked to send is not sent after all: `grant` is what was to be called, or has been.
+    pub(crate) fn withdraw(&self, lease: LeaseId, cost: u32, grant: &Bound<'_, PyAny>) -> PyResult<()> {
+        let now = self.now();
+        let dropped = self.with(grant.py(), |state| state.withdraw(now, lease, cost, grant))?;
+        drop(dropped);
+        Ok(())
     }
 
     pub(crate) fn cancel(&self, py: Python<'_>, handle: Handle) -> PyResult<bool> {
@@ -322,7 +330,7 @@ impl Core {
         if self.reserve(py, 1)? == 0 {
             return Ok(false);
         }
-        let first = self.producer.push(Foreign { target, future, terms }).map_err(|_| error::poisoned())?;
+        let first = self.producer.push(Foreign { target, future, terms }).map_err(|_| error::broken())?;
         let now = self.now();
         let (wake, refused) = {
             let mut state = self.lock()?;
@@ -499,6 +507,16 @@ impl Core {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let now = self.now();
         self.with_endings(py, |state| state.engine.close(now))
+    }
+
+    /// After a panic under the lock: tells everybody who waits, and lets them go. Otherwise does nothing.
+    fn give_up_if_broken(&self, py: Python<'_>) -> PyResult<()> {
+        let conclusions = match self.state.lock() {
+            Ok(_) => return Ok(()),
+            // Whatever state the engine was left in, it is not asked again.
+            Err(poisoned) => poisoned.into_inner().conclude_all(),
+        };
+        self.tell(py, conclusions)
     }
 
     /// When, on the engine's clock, something happens by itself; nothing when nothing will.

@@ -108,6 +108,12 @@ impl Request {
         self.core.get().recharge(py, self.lease, cost, grant)
     }
 
+    /// Takes back a message that was asked for: it is not sent.
+    #[pyo3(signature = (cost, grant, /))]
+    fn _withdraw(&self, cost: u32, grant: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.core.get().withdraw(self.lease, cost, grant)
+    }
+
     /// Wait until one more message may be sent for this attempt (a redirect, another page), and charge it.
     ///
     /// It goes ahead of the requests that wait, and takes no concurrency. What was sent before counts as acknowledged.

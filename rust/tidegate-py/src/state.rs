@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 use tidegate_core::engine::{
     Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Leased, Outcome, Slice, Staffing, Stage,
+    Waits,
 };
 use tidegate_core::queue::ingress::Consumer;
 use tidegate_core::time::{Instant, Span};
@@ -85,8 +86,8 @@ pub(crate) struct State {
     workers: Vec<Worker>,
     free_workers: Vec<u32>,
     ingress: Consumer<Foreign>,
-    /// By lease: whom to call when its extra message may be sent.
-    grants: HashMap<u64, Py<PyAny>>,
+    /// By lease: whom to call when its extra messages may be sent, in the order in which they were asked for.
+    grants: HashMap<u64, Vec<Py<PyAny>>>,
     pub(crate) wake: Option<Wake>,
     /// A pump has been asked for and has not begun.
     pump_due: bool,
@@ -284,6 +285,20 @@ impl State {
         conclusions
     }
 
+    /// Takes out all that is pending, whatever the engine thinks of it.
+    pub(crate) fn conclude_all(&mut self) -> Vec<Conclusion> {
+        let broken = |pending| Conclusion {
+            pending,
+            end: End::Error("broken", None),
+            held: None,
+            backend: None,
+            attempts: 0,
+            waits: Waits::default(),
+            age: Span::ZERO,
+        };
+        self.pending.iter_mut().filter_map(Option::take).map(broken).collect()
+    }
+
     /// Lets time pass, and finds out what there is to do.
     pub(crate) fn pump(&mut self, py: Python<'_>, now: Instant) -> News {
         self.pump_due = false;
@@ -294,7 +309,8 @@ impl State {
         while let Some(action) = self.engine.pop_action() {
             match action {
                 Action::Interrupt { lease } => {
-                    grants.extend(self.grants.remove(&lease.to_bits()).map(|grant| (grant, false)));
+                    let waiting = self.grants.remove(&lease.to_bits()).unwrap_or_default();
+                    grants.extend(waiting.into_iter().map(|grant| (grant, false)));
                     // It may have returned since: then its worker runs something else, or nothing.
                     let theirs = |worker: &Worker| worker.running.is_some_and(|running| running.lease == lease);
                     if let Some(worker) = self.workers.iter().position(theirs) {
@@ -306,7 +322,8 @@ impl State {
                     timed_out.push((request, self.backends[usize::from(backend.0)].name.clone_ref(py), timeout));
                 }
                 Action::Recharged { lease } => {
-                    grants.extend(self.grants.remove(&lease.to_bits()).map(|grant| (grant, true)));
+                    let waiting = self.grants.get_mut(&lease.to_bits()).filter(|waiting| !waiting.is_empty());
+                    grants.extend(waiting.map(|waiting| (waiting.remove(0), true)));
                 }
             }
         }
@@ -349,7 +366,18 @@ impl State {
 
     /// Waits for an extra message to be granted.
     pub(crate) fn expect_grant(&mut self, lease: LeaseId, grant: Py<PyAny>) {
-        self.grants.insert(lease.to_bits(), grant);
+        self.grants.entry(lease.to_bits()).or_default().push(grant);
+    }
+
+    /// Takes back an extra message that was asked for. Returns its grant, if that has not been called.
+    pub(crate) fn withdraw(&mut self, now: Instant, lease: LeaseId, cost: u32, grant: &Bound<'_, PyAny>) -> Option<Py<PyAny>> {
+        let waiting = self.grants.get_mut(&lease.to_bits());
+        let nth = waiting.as_ref().and_then(|waiting| waiting.iter().position(|each| each.is(grant)));
+        match nth {
+            Some(nth) => self.engine.withdraw(now, lease, nth, cost),
+            None => self.engine.unsend(now, lease, cost),
+        }
+        waiting.zip(nth).map(|(waiting, nth)| waiting.remove(nth))
     }
 
     pub(crate) fn traverse(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
@@ -359,7 +387,7 @@ impl State {
             visit.call(here)?;
             visit.call(elsewhere)?;
         }
-        self.grants.values().try_for_each(|grant| visit.call(grant))
+        self.grants.values().flatten().try_for_each(|grant| visit.call(grant))
     }
 
     /// Takes out all that could be part of a cycle.

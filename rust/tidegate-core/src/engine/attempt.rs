@@ -138,6 +138,42 @@ impl Engine {
         }
     }
 
+    /// A message that an attempt asked to send is not sent after all. It is the `nth`, from 0, of those that it waits for or
+    /// has been granted without the shell having read so.
+    pub fn withdraw(&mut self, now: Instant, lease: LeaseId, nth: usize, cost: u32) {
+        let Some(index) = self.leases.find(lease) else { return };
+        let mine = |action: &Action| matches!(action, Action::Recharged { lease: granted } if *granted == lease);
+        let granted = self.actions.iter().filter(|action| mine(action)).count();
+        if nth < granted {
+            let at = (0..self.actions.len()).filter(|&at| mine(&self.actions[at])).nth(nth);
+            at.map(|at| self.actions.remove(at));
+            self.unsend(now, lease, cost);
+            return;
+        }
+        let id = self.leases.get(index).backend;
+        let recharges = &mut self.backends[usize::from(id)].recharges;
+        let at = (0..recharges.len()).filter(|&at| recharges[at].0 == lease).nth(nth - granted);
+        if at.and_then(|at| recharges.remove(at)).is_some() {
+            self.reopen(now, id);
+        }
+    }
+
+    /// The last message that an attempt was granted is not sent after all: its charge is taken back, unless it was acknowledged
+    /// meanwhile.
+    pub fn unsend(&mut self, now: Instant, lease: LeaseId, cost: u32) {
+        let Some(index) = self.leases.find(lease) else { return };
+        let lease = self.leases.get_mut(index);
+        if lease.unacked < cost {
+            return;
+        }
+        lease.unacked -= cost;
+        let (id, sent_at) = (lease.backend, lease.sent_at);
+        self.backends[usize::from(id)].quota.refund(sent_at, cost);
+        if let Some(Blocked { cause: Cause::Limit, .. }) = self.backends[usize::from(id)].blocked {
+            self.reopen(now, id);
+        }
+    }
+
     /// The handler of an attempt has returned: its concurrency is free. `unsent`: no byte of it left this machine.
     ///
     /// A value, a rejection or a status means that headers have arrived, now if not before. What else is not acknowledged by
@@ -167,9 +203,7 @@ impl Engine {
             self.unanswered(now, index);
         }
         let rejected = self.leases.get(index).rejected;
-        if let Some(timer) = self.leases.get_mut(index).timer.take() {
-            self.wheel.disarm(timer);
-        }
+        self.leases.remove_timed(&mut self.backends[usize::from(id)].timed, index);
         let finished = match request {
             None => {
                 self.backends[usize::from(id)].strays -= 1;
@@ -247,7 +281,7 @@ impl Engine {
         history.failed = failed;
         history.avoid = Some(backend);
         history.waiting_since = now;
-        let backoff = self.retry.backoff(failed, &mut self.random).max(self.budget.withdraw(now));
+        let backoff = self.retry.backoff(failed, &mut self.random);
         let entry = self.requests.get_mut(slot);
         entry.state = State::Delayed;
         if let Some(timer) = entry.timer.take() {
@@ -283,8 +317,22 @@ impl Engine {
         Finished::Dead { waits, age, attempts: failed + 1 }
     }
 
+    /// Times out the attempts that have run for as long as their backend allows, and watches the oldest of the others.
+    pub(super) fn time_out_oldest(&mut self, now: Instant, id: u16) {
+        let Some(timeout) = self.backends[usize::from(id)].timeout else { return };
+        while let Some(oldest) = self.backends[usize::from(id)].timed.oldest() {
+            let due = self.leases.get(oldest).started_at + timeout;
+            if due > now {
+                self.wheel.arm(due, Timer::Attempt(id));
+                self.backends[usize::from(id)].watched = true;
+                return;
+            }
+            self.time_out(now, oldest);
+        }
+    }
+
     /// The attempt has run for as long as its backend allows: its request fails this attempt, the handler is interrupted.
-    pub(super) fn time_out(&mut self, now: Instant, index: u32) {
+    fn time_out(&mut self, now: Instant, index: u32) {
         let lease = self.leases.get(index);
         let Some(slot) = lease.request else { return };
         let backend = BackendId(lease.backend);
@@ -307,10 +355,9 @@ impl Engine {
         let lease = self.leases.get_mut(index);
         lease.request = None;
         let id = lease.backend;
-        if let Some(timer) = lease.timer.take() {
-            self.wheel.disarm(timer);
-        }
-        self.backends[usize::from(id)].strays += 1;
+        let backend = &mut self.backends[usize::from(id)];
+        backend.strays += 1;
+        self.leases.remove_timed(&mut backend.timed, index);
         let lease = self.leases.id(index);
         self.drop_recharges(now, id, lease);
         self.unanswered(now, index);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::lease::LeaseId;
+use super::lease::{LeaseId, Timed};
 use super::request::Mark;
 use crate::limit::{Eligible, Limit, Margin, Quota};
 use crate::queue::{Key, ReadyHeap};
@@ -72,6 +72,9 @@ pub(super) struct Backend {
     /// `None`: open. Invariant: a backend whose `in_flight` has reached its `concurrency` is blocked.
     pub(super) blocked: Option<Blocked>,
     pub(super) timer: Option<TimerId>,
+    pub(super) timed: Timed,
+    /// A timer is armed for the oldest of `timed`, or for one before it.
+    pub(super) watched: bool,
     /// Running attempts that wait to send one more message, ahead of the queue.
     pub(super) recharges: VecDeque<(LeaseId, u32)>,
     /// Longest time seen between a send and its headers.
@@ -92,6 +95,8 @@ impl Backend {
             waiting: ReadyHeap::default(),
             blocked: None,
             timer: None,
+            timed: Timed::NONE,
+            watched: false,
             recharges: VecDeque::new(),
             longest_latency: Span::ZERO,
             sets: Vec::new(),

@@ -173,23 +173,28 @@ impl Engine {
         if let Some(timeout) = timeout
             && !untimed
         {
-            self.leases.get_mut(lease).timer = Some(self.wheel.arm(now + timeout, Timer::Lease(lease)));
+            self.leases.add_timed(&mut backend.timed, lease);
+            // A timer that is armed already was for an older attempt: it looks for the oldest when it fires.
+            if !std::mem::replace(&mut backend.watched, true) {
+                self.wheel.arm(now + timeout, Timer::Attempt(id));
+            }
         }
         self.ledger.leased += 1;
         if full {
             self.block(now, id, Blocked::FULL);
         }
-        let failed = if let Some(history) = self.requests.history(slot) {
-            history.failed
-        } else {
+        let failed = self.requests.history(slot).map(|history| history.failed);
+        if failed.is_none() {
             self.budget.deposit();
-            0
-        };
+            if !self.overdrawn.is_empty() {
+                self.spend_budget(now);
+            }
+        }
         Leased {
             lease: self.leases.id(lease),
             request: self.requests.handle(slot),
             backend: BackendId(id),
-            attempt: failed + 1,
+            attempt: failed.unwrap_or(0) + 1,
             priority,
             deadline,
         }
