@@ -9,7 +9,7 @@ from contextvars import copy_context
 from datetime import timedelta
 from itertools import repeat
 from types import TracebackType
-from typing import Literal, Self, TypedDict, Unpack
+from typing import Literal, Self, TypedDict, Unpack, cast
 
 from tidegate import _core
 from tidegate._backend import Backend
@@ -288,10 +288,11 @@ class RateLimitScheduler:
             def accept(batch: list[object], stream: _core.Stream, index: int) -> int:
                 return core.submit_for(batch, terms, stream, index, override)
         else:
+            targets = _with_terms(targets, lambda target: self._terms_for_one(target, options))
 
             def accept(batch: list[object], stream: _core.Stream, index: int) -> int:
                 accepted = 0
-                for target, own in zip(batch, self._terms_for(batch, options), strict=False):
+                for target, own in cast("list[tuple[object, _core.Terms]]", batch):
                     if not core.submit_for([target], own, stream, index + accepted, override):
                         break
                     accepted += 1
@@ -459,10 +460,10 @@ class RateLimitScheduler:
         """The terms of each target, checked before any is accepted."""
         if not any(callable(option) for option in options.values()):
             return repeat(self._terms_of(options))
-        return [
-            self._terms_of({name: option(target) if callable(option) else option for name, option in options.items()})
-            for target in targets
-        ]
+        return [self._terms_for_one(target, options) for target in targets]
+
+    def _terms_for_one(self, target: object, options: Mapping[str, object]) -> _core.Terms:
+        return self._terms_of({name: option(target) if callable(option) else option for name, option in options.items()})
 
     async def _accept(
         self, targets: list[object], terms: Iterable[_core.Terms], runner: Runner | None = None
@@ -528,6 +529,20 @@ def _targets(targets: object) -> Iterable[object]:
     if isinstance(targets, Sized) and not len(targets):
         raise _no_targets(targets)
     return targets
+
+
+def _with_terms(
+    targets: Iterable[object] | AsyncIterable[object], terms_for: Callable[[object], _core.Terms]
+) -> Iterable[object] | AsyncIterable[object]:
+    """Each target with its terms, which are worked out when it is taken: an error of theirs is one of the source."""
+    if not isinstance(targets, AsyncIterable):
+        return ((target, terms_for(target)) for target in targets)
+
+    async def pairs(targets: AsyncIterable[object] = targets) -> AsyncIterator[object]:
+        async for target in targets:
+            yield target, terms_for(target)
+
+    return pairs()
 
 
 def _no_targets(targets: object) -> ConfigError:
