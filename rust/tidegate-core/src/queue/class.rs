@@ -61,7 +61,7 @@ pub trait Nodes {
     fn node_mut(&mut self, slot: u32) -> &mut Node;
 }
 
-/// The requests of one band; a band without requests has no list.
+/// The fresh requests of one band: first and last slot.
 #[derive(Clone, Copy, Debug)]
 struct List {
     band: u8,
@@ -72,11 +72,11 @@ struct List {
 /// The requests of one class. It stores slots; the nodes are the owner's.
 ///
 /// # Complexity
-/// `push`, `head` and `remove` of a fresh request are O(1): the lists of the occupied bands, 256 at most, are found by bisection.
-/// Those of a request that came back are O(log of how many came back).
+/// `head`, and `pop` and `remove` of a fresh request, are O(1); `push` finds the list of its band among those that are not empty, most
+/// of the time one or two. With requests that came back all are O(log of how many came back).
 #[derive(Debug, Default)]
 pub struct Class {
-    /// Most urgent first.
+    /// The lists that are not empty, most urgent band first.
     lists: Vec<List>,
     returned: BTreeMap<Key, u32>,
     len: u32,
@@ -106,37 +106,59 @@ impl Class {
         }
     }
 
-    /// Adds a request whose key is larger than all keys that were pushed in its band before.
+    /// Adds a request whose key is larger than all keys that were pushed in its band before. True when it is the head now.
     #[inline]
-    pub fn push(&mut self, nodes: &mut impl Nodes, slot: u32) {
-        let band = nodes.node(slot).key.band();
-        let prev = match self.find(band) {
-            Ok(index) => {
-                let tail = std::mem::replace(&mut self.lists[index].tail, slot);
-                nodes.node_mut(tail).next = slot;
-                tail
-            }
-            Err(index) => {
-                self.lists.insert(index, List { band, head: slot, tail: slot });
-                NIL
-            }
-        };
-        let node = nodes.node_mut(slot);
-        node.prev = prev;
-        node.next = NIL;
+    pub fn push(&mut self, nodes: &mut impl Nodes, slot: u32) -> bool {
         self.len += 1;
+        let key = nodes.node(slot).key;
+        match self.list(key.band()) {
+            Ok(rank) => {
+                let tail = std::mem::replace(&mut self.lists[rank].tail, slot);
+                nodes.node_mut(tail).next = slot;
+                let node = nodes.node_mut(slot);
+                (node.prev, node.next) = (tail, NIL);
+                false
+            }
+            Err(rank) => {
+                self.lists.insert(rank, List { band: key.band(), head: slot, tail: slot });
+                let node = nodes.node_mut(slot);
+                (node.prev, node.next) = (NIL, NIL);
+                rank == 0 && self.returned.first_key_value().is_none_or(|(returned, _)| key < *returned)
+            }
+        }
     }
 
-    /// Adds a request that was taken before and keeps its key.
-    pub fn push_back_in_order(&mut self, nodes: &mut impl Nodes, slot: u32) {
+    /// Adds a request that was taken before and keeps its key. True when it is the head now.
+    pub fn push_back_in_order(&mut self, nodes: &mut impl Nodes, slot: u32) -> bool {
         let node = nodes.node_mut(slot);
         node.prev = RETURNED;
         self.returned.insert(node.key, slot);
         self.len += 1;
+        self.head(nodes) == Some(slot)
+    }
+
+    /// Takes out the request with the least key.
+    #[inline]
+    pub fn pop(&mut self, nodes: &mut impl Nodes) -> Option<u32> {
+        let slot = self.head(nodes)?;
+        let Node { next, prev, .. } = *nodes.node(slot);
+        self.len -= 1;
+        match (prev, next) {
+            (RETURNED, _) => {
+                self.returned.pop_first();
+            }
+            (_, NIL) => {
+                self.lists.remove(0);
+            }
+            _ => {
+                nodes.node_mut(next).prev = NIL;
+                self.lists[0].head = next;
+            }
+        }
+        Some(slot)
     }
 
     /// Takes out the request in `slot`, which waits here.
-    #[inline]
     pub fn remove(&mut self, nodes: &mut impl Nodes, slot: u32) {
         let Node { next, prev, key } = *nodes.node(slot);
         self.len -= 1;
@@ -150,20 +172,21 @@ impl Class {
         if next != NIL {
             nodes.node_mut(next).prev = prev;
         }
-        if prev != NIL && next != NIL {
-            return;
-        }
-        let Ok(index) = self.find(key.band()) else { return };
-        match (prev, next) {
-            (NIL, NIL) => drop(self.lists.remove(index)),
-            (NIL, _) => self.lists[index].head = next,
-            (_, _) => self.lists[index].tail = prev,
+        if prev == NIL || next == NIL {
+            let rank = self.list(key.band()).expect("the band of a node in a list has a list");
+            match (prev, next) {
+                (NIL, NIL) => {
+                    self.lists.remove(rank);
+                }
+                (NIL, _) => self.lists[rank].head = next,
+                (_, _) => self.lists[rank].tail = prev,
+            }
         }
     }
 
-    /// Where the list of a band is, or belongs.
+    /// Where the list of `band` is, or would be.
     #[inline]
-    fn find(&self, band: u8) -> Result<usize, usize> {
+    fn list(&self, band: u8) -> Result<usize, usize> {
         self.lists.binary_search_by_key(&band, |list| list.band)
     }
 }
