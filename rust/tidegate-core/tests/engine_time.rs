@@ -231,6 +231,36 @@ fn first_attempts_pay_for_retries() {
     assert_eq!(engine.timers(), 0);
 }
 
+/// Only the first attempt of a request pays: one that was rejected and comes again does not.
+#[test]
+fn an_attempt_after_a_rejection_pays_for_no_retry() {
+    let rule = Retry { attempts: 20, base: Span::ZERO, cap: Span::ZERO, budget_milli: 500 };
+    let mut engine = common::engine(rule);
+    let [failing, rejecting] = [(); 2].map(|()| engine.add_backend(&spec(&[], None)));
+    let [class, other] = [failing, rejecting].map(|backend| engine.class(at(0), &[backend], 1).unwrap());
+    submit(&mut engine, at(0), &plain(class));
+    let mut leased = engine.take(at(0)).unwrap();
+    for _ in 0..10 {
+        fail(&mut engine, at(0), &leased);
+        leased = engine.take(at(0)).unwrap();
+    }
+    // Half a retry is left. The first attempt of another request pays the other half.
+    fail(&mut engine, at(0), &leased);
+    assert!(engine.take(at(0)).is_none());
+    submit(&mut engine, at(0), &plain(other));
+    let mut rejected = engine.take(at(0)).unwrap();
+    let leased = engine.take(at(0)).unwrap();
+    assert_eq!((leased.backend, leased.attempt), (failing, 12));
+    fail(&mut engine, at(0), &leased);
+    for round in 1..5 {
+        let answer = Answer { status: Some(429), retry_after: Some(Span::ZERO) };
+        engine.finish(at(round), rejected.lease, Outcome::Limited, answer, false);
+        rejected = engine.take(at(round + 1)).unwrap();
+        assert_eq!(rejected.backend, rejecting);
+        assert!(engine.take(at(round + 1)).is_none());
+    }
+}
+
 /// A rejection costs no attempt: the request waits for the limit and goes first again. One that is never retried ends by it.
 #[test]
 fn a_rejected_request_goes_first_again() {
