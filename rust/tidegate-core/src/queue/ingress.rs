@@ -110,6 +110,7 @@ impl<T> Consumer<T> {
 #[cfg(test)]
 mod tests {
     use std::thread;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -191,36 +192,40 @@ mod tests {
         assert!(batches > 1, "the threads did not meet");
     }
 
-    /// An owner that acts only when it is asked to wake leaves no item behind: in every round a thread pushes two, the second while
+    /// An owner that acts only when it is asked to wake leaves no item behind: again and again a thread pushes two, the second while
     /// the first may be being drained, and goes on when both were.
     #[test]
     fn no_wake_up_is_lost() {
-        const ROUNDS: usize = 2000;
         let (producer, mut consumer) = ingress();
-        let (asked, drained) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let (asked, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let drained = AtomicUsize::new(0);
+        let start = Instant::now();
         let wait_until = |done: &dyn Fn() -> bool| {
-            let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
             while !(0..1000).any(|_| done()) {
-                assert!(std::time::Instant::now() < patience, "an item waits and nobody asked for a wake-up");
+                assert!(start.elapsed() < Duration::from_secs(20), "an item waits and nobody asked for a wake-up");
                 thread::yield_now();
             }
         };
         thread::scope(|scope| {
             scope.spawn(|| {
-                for round in 1..=ROUNDS {
-                    for gap in [0, round % 40] {
+                let mut pushed = 0;
+                while start.elapsed() < Duration::from_millis(500) {
+                    for gap in [0, pushed % 80] {
                         (0..gap).for_each(|_| std::hint::spin_loop());
                         if producer.push(()).unwrap() {
                             asked.store(true, Ordering::Release);
                         }
                     }
-                    wait_until(&|| drained.load(Ordering::Acquire) == 2 * round);
+                    pushed += 2;
+                    wait_until(&|| drained.load(Ordering::Acquire) == pushed);
                 }
+                is_over.store(true, Ordering::Release);
             });
-            while drained.load(Ordering::Relaxed) < 2 * ROUNDS {
-                wait_until(&|| asked.swap(false, Ordering::AcqRel));
+            while !is_over.load(Ordering::Acquire) {
+                wait_until(&|| asked.swap(false, Ordering::AcqRel) || is_over.load(Ordering::Acquire));
                 drained.fetch_add(consumer.drain().count(), Ordering::Release);
             }
         });
+        assert!(drained.into_inner() > 2, "the threads did not meet");
     }
 }
