@@ -84,6 +84,27 @@ fn the_last_attempt_to_time_out_ends_the_request() {
     assert_eq!((engine.ledger().delivered, engine.room().taken()), (0, 0));
 }
 
+/// Every attempt times out at its own instant, whichever of those before it have returned.
+#[test]
+fn each_attempt_has_its_own_timeout() {
+    let (mut engine, _, class) = single(retry(1, Span::ZERO), &timed(None));
+    let mut leases = Vec::new();
+    for second in 0..6 {
+        submit(&mut engine, at(second * SECOND), &plain(class));
+        leases.push(engine.take(at(second * SECOND)).unwrap());
+    }
+    for returned in [0, 1, 4] {
+        engine.finish(at(6 * SECOND), leases[returned].lease, Outcome::Ok, Answer::default(), false);
+    }
+    for late in [2, 3, 5] {
+        engine.tick(at((10 + late) * SECOND - 1));
+        assert_eq!(engine.pop_ended().map(|ended| ended.request), None);
+        engine.tick(at((10 + late) * SECOND + TICK));
+        assert_eq!(engine.pop_ended().map(|ended| ended.request), Some(leases[late as usize].request));
+    }
+    assert_eq!((engine.ledger().dead, engine.ledger().delivered, engine.timers()), (3, 3, 0));
+}
+
 /// A stray that returns after its place was used again by others touches none of them.
 #[test]
 fn a_late_return_touches_no_other_attempt() {
