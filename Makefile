@@ -18,10 +18,10 @@ unexport CONDA_PREFIX
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test build lint format bench prove clean rust-test python-test
+.PHONY: help demo test build lint format bench instructions prove clean rust-test python-test
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## Collect from three strict local servers for half a minute
 	$(BIN)/tidegate demo
@@ -43,8 +43,11 @@ format: $(TOOLS) ## Format Rust and Python
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 
-bench: build ## Measure against peers in the same run; prints the README's figures
-	$(BIN)/python -m pytest bench --capture=no
+bench: build ## Measure against peers in the same run; prints a table with goals
+	$(BIN)/python bench
+
+instructions: build ## Count instructions a request, with valgrind
+	PYTHON=$(BIN)/python bench/instructions.sh
 
 prove: build ## The long search: many random cases, and the tests marked slow
 	CARGO_PROFILE_TEST_OPT_LEVEL=2 PROPTEST_CASES=$(PROVE_CASES) \

@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 # Where users find them, whatever module they are written in.
-for _name in __all__:
-    if (_home := getattr(globals()[_name], "__module__", "tidegate")).startswith("tidegate._") and not _home.endswith("_core"):
-        globals()[_name].__module__ = "tidegate"
-del _name, _home
+for _public in map(globals().__getitem__, __all__):
+    if isinstance(_public, type) and _public.__module__ != __name__:
+        _public.__module__ = __name__
+del _public

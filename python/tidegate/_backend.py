@@ -1,12 +1,11 @@
 """A backend as a user states it."""
 
-import math
 from collections.abc import Awaitable, Callable
 
 from tidegate import _core
 from tidegate._errors import ConfigError
 from tidegate._outcome import Outcome
-from tidegate._quota import BackendQuota, seconds_of
+from tidegate._quota import BackendQuota, is_number, seconds_of
 
 Handler = Callable[[_core.Request], Awaitable[object]] | Callable[[_core.Request], object]
 Classify = Callable[[_core.Request, object], Outcome]
@@ -17,11 +16,11 @@ class Backend:
 
     Args:
         name: What it is called in replies, snapshots and `backends=`. Unique within a scheduler.
-        handler: `async def handler(request)`, run on the loop, or a plain function, run in a daemon thread of this backend. It returns a
-            value or raises.
+        handler: `async def handler(request)`, run on the loop, or a plain function, run in a daemon thread of this backend. It
+            returns a value or raises.
         quota: What the server allows: a `BackendQuota`, or a text such as `"100/min"`. None: its concurrency of 32 is all.
-        timeout: Longest attempt, in seconds; None for no end. A handler that is not done by then is cancelled (a thread is left to itself and
-            keeps its concurrency until it returns).
+        timeout: Longest attempt, in seconds; None for no end. A handler that is not done by then is cancelled (a thread is
+            left to itself and keeps its concurrency until it returns).
         weight: Its share when several backends are ready, above 0.
         classify: `classify(request, value_or_exception) -> Outcome`, instead of the rules in the guide.
 
@@ -43,12 +42,14 @@ class Backend:
             msg = f"name={name!r}: give the backend a name, such as 'api'"
             raise ConfigError(msg, option="name", value=name)
         if not callable(handler):
-            msg = f"handler={handler!r}: give backend {name!r} a function that takes a request, such as 'async def fetch(request)'"
+            msg = (
+                f"handler={handler!r}: give backend {name!r} a function that takes a request, such as 'async def fetch(request)'"
+            )
             raise ConfigError(msg, option="handler", value=handler)
         if classify is not None and not callable(classify):
             msg = f"classify={classify!r}: give a function of (request, value or exception), or None"
             raise ConfigError(msg, option="classify", value=classify)
-        if not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
+        if not is_number(weight) or weight <= 0:
             msg = f"weight={weight!r}: give a number above 0"
             raise ConfigError(msg, option="weight", value=weight)
         if quota is not None and not isinstance(quota, BackendQuota | str):
@@ -56,7 +57,7 @@ class Backend:
             raise ConfigError(msg, option="quota", value=quota)
         self.name = name
         self.handler = handler
-        self.quota = quota if isinstance(quota, BackendQuota) else BackendQuota(*([quota] if quota else []))
+        self.quota = quota if isinstance(quota, BackendQuota) else BackendQuota() if quota is None else BackendQuota(quota)
         self.timeout = None if timeout is None else seconds_of("timeout", timeout)
         self.weight = float(weight)
         self.classify = classify

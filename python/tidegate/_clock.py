@@ -2,13 +2,13 @@
 
 import asyncio
 import heapq
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from itertools import count
 from typing import Protocol
 
 from tidegate import _core
 from tidegate._errors import ConfigError
-from tidegate._quota import seconds_of
+from tidegate._quota import is_number, seconds_of
 
 # Loop turns without any progress after which everything that can run has run.
 QUIET_TURNS = 8
@@ -18,14 +18,17 @@ class Driven(Protocol):
     """A scheduler, as its clock sees it."""
 
     core: _core.Core
-    pump: Callable[[], None]
+
+    def pump(self) -> None:
+        """Do what there is to do now."""
 
 
 class ManualClock(_core.ManualClock):
     """Virtual time for schedulers: `RateLimitScheduler(..., clock=clock)`.
 
-    Time stands still until `advance` or `run_until_idle` moves it, so hours of limits, back-offs and time-outs pass in milliseconds and the same
-    program takes the same decisions each time. Handlers wait with `await clock.sleep(seconds)`; one that waits for anything else is not waited for.
+    Time stands still until `advance` or `run_until_idle` moves it, so hours of limits, back-offs and time-outs pass in
+    milliseconds and the same program takes the same decisions each time. Handlers wait with `await clock.sleep(seconds)`; one
+    that waits for anything else is not waited for.
 
     Example:
         >>> import asyncio
@@ -123,7 +126,7 @@ class Settling:
 
 
 def _nanos(seconds: float) -> int:
-    if not seconds >= 0:
+    if not is_number(seconds) or seconds < 0:
         msg = f"seconds={seconds!r}: give a number of at least 0"
         raise ConfigError(msg, option="seconds", value=seconds)
     return round(seconds * 1e9)

@@ -92,7 +92,7 @@ class BackendError(TidegateError):
 
 
 class BackendRateLimitedError(BackendError):
-    """The server rejected the attempt for its limits.
+    """The server rejected the attempt for its limits. A handler may raise it: its request waits and costs no attempt.
 
     Attributes:
         retry_after: Seconds that the server asked us to wait; None when it did not say.
@@ -108,7 +108,7 @@ class BackendUnavailableError(BackendError):
 
 
 class BackendRejectedError(BackendError):
-    """The request itself is at fault: another attempt would end the same way."""
+    """The request itself is at fault: another attempt would end the same way. A handler may raise it: there is no other."""
 
 
 class RequestFailedError(TidegateError):

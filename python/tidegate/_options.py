@@ -1,11 +1,10 @@
 """Options that a user gives a scheduler or a request."""
 
-import math
 from dataclasses import dataclass
 from enum import IntEnum
 
 from tidegate._errors import ConfigError
-from tidegate._quota import count_of
+from tidegate._quota import count_of, is_number
 
 
 class Priority(IntEnum):
@@ -25,8 +24,8 @@ class Retry:
         attempts: Attempts in all, the first included; at least 1.
         base: Upper end of the first wait, in seconds.
         cap: Upper end of any wait, in seconds.
-        budget: Retries allowed as a share of first attempts, from 0 to 1. Ten at once and one a second are always allowed; a retry
-            beyond its budget waits.
+        budget: Retries allowed as a share of first attempts, from 0 to 1. Ten at once and one a second are always allowed; a
+            retry beyond its budget waits.
 
     Raises:
         ConfigError: A value is out of range.
@@ -41,7 +40,7 @@ class Retry:
         count_of("attempts", self.attempts)
         for option in ("base", "cap", "budget"):
             value = getattr(self, option)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            if not is_number(value) or value < 0:
                 msg = f"{option}={value!r}: give a number of at least 0"
                 raise ConfigError(msg, option=option, value=value)
         if self.budget > 1:

@@ -5,13 +5,15 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from tidegate import _core
+from tidegate._errors import BackendRateLimitedError, BackendRejectedError
+from tidegate._quota import is_number
 
 
 class Outcome(IntEnum):
     """What one attempt came to.
 
-    `OK` has a value. `LIMITED` was rejected by the server's limits: it waits and costs no attempt. `FAILED` is retried. `NEUTRAL` is the
-    request's own fault, or was given up: it is not retried.
+    `OK` has a value. `LIMITED` was rejected by the server's limits: it waits and costs no attempt. `FAILED` is retried.
+    `NEUTRAL` is the request's own fault, or was given up: it is not retried.
     """
 
     OK = 0
@@ -46,7 +48,7 @@ def _status_of(error: BaseException) -> tuple[int | None, object]:
     for carrier in (error, getattr(error, "response", None)):
         for name in ("status", "status_code", "code"):
             status = getattr(carrier, name, None)
-            if isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 599:  # noqa: PLR2004 - HTTP
+            if isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 599:
                 return int(status), carrier
     return None, None
 
@@ -65,6 +67,11 @@ def verdict_of(error: BaseException) -> Verdict:
 
 
 def _read(error: Exception) -> Verdict:
+    match error:
+        case BackendRateLimitedError():
+            return Verdict(Outcome.LIMITED, 429, _retry_after(error.retry_after))
+        case BackendRejectedError():
+            return Verdict(Outcome.NEUTRAL)
     status, carrier = _status_of(error)
     if status is None:
         return Verdict(Outcome.FAILED)
@@ -72,3 +79,7 @@ def _read(error: Exception) -> Verdict:
     if headers is None:
         headers = getattr(getattr(error, "response", None), "headers", None)
     return Verdict(Outcome(_core.outcome_of_status(status, headers)), status, headers)
+
+
+def _retry_after(seconds: float | None) -> Mapping[str, str] | None:
+    return {"Retry-After": f"{seconds:.9f}"} if is_number(seconds) else None

@@ -1,38 +1,44 @@
 """What a backend allows, as a user states it."""
 
-import math
 import re
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, Self
+from typing import Literal, Self, TypeGuard, get_args
 
 from tidegate._errors import ConfigError
 
 Kind = Literal["window", "bucket"]
 
 UNITS = {
-    "ms": 0.001,
-    "s": 1.0,
-    "sec": 1.0,
-    "second": 1.0,
-    "m": 60.0,
-    "min": 60.0,
-    "minute": 60.0,
-    "h": 3600.0,
-    "hour": 3600.0,
-    "d": 86400.0,
-    "day": 86400.0,
+    name: seconds
+    for seconds, names in {
+        0.001: "ms",
+        1.0: "s sec secs second seconds",
+        60.0: "m min mins minute minutes",
+        3600.0: "h hour hours",
+        86400.0: "d day days",
+    }.items()
+    for name in names.split()
 }
+# Numbers are bounded: Python refuses to read integers of thousands of digits.
 GRAMMAR = re.compile(
     r"""
-    (?P<amount> \d[\d_]* ) \s* (?P<kilo> k )? \s* / \s*
-    (?P<count> \d+ (?: \.\d+ )? )? \s* (?P<unit> [a-z]+? ) s?
-    (?: \s+ burst \s* (?P<burst> \d[\d_]* ) )?
+    (?P<amount> \d[\d_]{0,30} ) \s* (?P<kilo> k )? \s* / \s*
+    (?P<count> \d+ (?: \.\d+ )? )? \s* (?P<unit> [a-z]+ )
+    (?: \s+ burst \s* (?P<burst> \d[\d_]{0,30} ) )?
     (?: \s+ (?P<kind> window | bucket ) )?
     """,
     re.VERBOSE,
 )
 LARGEST = 2**32 - 1
+# Seconds that a limit may take to refill: 100 years.
+LONGEST = 100 * 31_557_600
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is an integer or a float that stands for a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def seconds_of(option: str, value: object) -> float:
@@ -42,20 +48,20 @@ def seconds_of(option: str, value: object) -> float:
         ConfigError: It is none.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
+    if not is_number(seconds) or seconds <= 0:
         msg = f"{option}={value!r}: give seconds above 0, or a timedelta"
         raise ConfigError(msg, option=option, value=value)
     return float(seconds)
 
 
-def count_of(option: str, value: object) -> int:
-    """A number of units that a user gave, from 1 to 2^32 - 1.
+def count_of(option: str, value: object, otherwise: str = "") -> int:
+    """A number of units that a user gave, from 1 to 2^32 - 1; `otherwise` ends the message that says so.
 
     Raises:
         ConfigError: It is none.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-        msg = f"{option}={value!r}: give an integer from 1 to {LARGEST}"
+        msg = f"{option}={value!r}: give an integer from 1 to {LARGEST}{otherwise}"
         raise ConfigError(msg, option=option, value=value)
     return value
 
@@ -101,7 +107,7 @@ class Limit:
     ) -> None:
         if kind is None:
             kind = "window" if burst is None else "bucket"
-        if kind not in {"window", "bucket"}:
+        if kind not in get_args(Kind):
             msg = f"kind={kind!r}: give 'window' or 'bucket', or leave it out"
             raise ConfigError(msg, option="kind", value=kind)
         count_of("amount", amount)
@@ -110,8 +116,18 @@ class Limit:
         elif burst is not None:
             msg = f"burst={burst!r}: a window has no burst; leave it out, or give kind='bucket'"
             raise ConfigError(msg, option="burst", value=burst)
+        seconds = seconds_of("period", period)
+        if seconds > LONGEST:
+            msg = f"period={period!r}: longer than 100 years; give a shorter one"
+            raise ConfigError(msg, option="period", value=period)
+        if burst is not None and seconds * burst / amount > LONGEST:
+            msg = f"burst={burst!r}: takes longer than 100 years to refill; give a smaller one"
+            raise ConfigError(msg, option="burst", value=burst)
+        if name is not None and not (isinstance(name, str) and name):
+            msg = f"name={name!r}: give a text, or leave it out"
+            raise ConfigError(msg, option="name", value=name)
         object.__setattr__(self, "amount", amount)
-        object.__setattr__(self, "period", seconds_of("period", period))
+        object.__setattr__(self, "period", seconds)
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "burst", burst)
         object.__setattr__(self, "name", name or self._text())
@@ -128,7 +144,7 @@ class Limit:
             msg = f"quota={text!r}: write amount/period, such as '100/min', '900/15min' or '10/s burst 20'"
             raise ConfigError(msg, option="quota", value=text)
         amount = int(found["amount"].replace("_", "")) * (1000 if found["kilo"] else 1)
-        burst = found["burst"] and int(found["burst"].replace("_", ""))
+        burst = int(found["burst"].replace("_", "")) if found["burst"] else None
         try:
             period = float(found["count"] or 1) * unit
             kind: Kind | None = "bucket" if found["kind"] == "bucket" else "window" if found["kind"] else None
@@ -138,7 +154,13 @@ class Limit:
             raise ConfigError(msg, option="quota", value=text) from error
 
     def _text(self) -> str:
-        period = f"{self.period:g}s"
+        """What `parse` reads as this limit, to the last digit."""
+        seconds = repr(self.period).removesuffix(".0")
+        if "e" in seconds:
+            from decimal import Decimal
+
+            seconds = f"{Decimal(seconds):f}"
+        period = f"{seconds}s"
         return f"{self.amount}/{period}" if self.burst is None else f"{self.amount}/{period} burst {self.burst}"
 
     def __repr__(self) -> str:
@@ -166,7 +188,7 @@ class BackendQuota:
 
     def __init__(self, *limits: str | Limit, concurrency: int | None = 32) -> None:
         if concurrency is not None:
-            count_of("concurrency", concurrency)
+            count_of("concurrency", concurrency, ", or None for no cap")
         parsed = tuple(limit if isinstance(limit, Limit) else Limit.parse(limit) for limit in limits)
         object.__setattr__(self, "limits", parsed)
         object.__setattr__(self, "concurrency", concurrency)

@@ -3,13 +3,13 @@
 import asyncio
 import concurrent.futures
 import random
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import AsyncExitStack, suppress
 from contextvars import copy_context
 from datetime import timedelta
 from itertools import repeat
 from types import TracebackType
-from typing import Literal, Self, TypedDict, Unpack
+from typing import Literal, Self, TypedDict, Unpack, cast
 
 from tidegate import _core
 from tidegate._backend import Backend
@@ -55,23 +55,23 @@ class BatchOptions(TypedDict, total=False):
     """The options of many requests: each a value, or a function that gives it for a target."""
 
     priority: int | Callable[[object], int]
-    timeout: float | timedelta | None | Callable[[object], float | timedelta | None]
+    timeout: float | timedelta | Callable[[object], float | timedelta | None] | None
     cost: int | Callable[[object], int]
-    backends: Sequence[str] | str | None | Callable[[object], Sequence[str] | str | None]
+    backends: Sequence[str] | str | Callable[[object], Sequence[str] | str | None] | None
 
 
 class RateLimitScheduler:
     """Collects from several rate-limited backends: uses all of what they allow, is not rejected, loses nothing.
 
-    An async context manager; it belongs to the loop that entered it. Leaving it normally drains: everything accepted is finished. Leaving it by an
-    exception or a cancellation closes: what waits is cancelled.
+    An async context manager; it belongs to the loop that entered it. Leaving it normally drains: everything accepted is
+    finished. Leaving it by an exception or a cancellation closes: what waits is cancelled.
 
     Args:
         backends: Where requests may go; names are unique.
         capacity: Most requests pending at once, at least 1. `submit` waits when it is reached.
         retry: How failed attempts are retried.
-        isolation: `"worker"`: handlers run in a pool of long-lived tasks and see the scheduler's context. `"task"`: each attempt has a task of its
-            own and sees the context of who submitted it; costs about 2 µs more.
+        isolation: `"worker"`: handlers run in a pool of long-lived tasks and see the scheduler's context. `"task"`: each
+            attempt has a task of its own and sees the context of who submitted it; costs about 2 µs more.
         clock: A `tidegate.testing.ManualClock` for virtual time; None for real time.
         seed: Of the random back-offs; None for a different one each time.
 
@@ -100,15 +100,24 @@ class RateLimitScheduler:
         clock: ManualClock | None = None,
         seed: int | None = None,
     ) -> None:
-        if isolation not in {"worker", "task"}:
+        if isolation not in ("worker", "task"):  # not a set: what is given may not be hashable
             msg = f"isolation={isolation!r}: give 'worker' or 'task'"
             raise ConfigError(msg, option="isolation", value=isolation)
+        if not isinstance(retry, Retry):
+            msg = f"retry={retry!r}: give a Retry, such as Retry(attempts=4)"
+            raise ConfigError(msg, option="retry", value=retry)
+        if clock is not None and not isinstance(clock, ManualClock):
+            msg = f"clock={clock!r}: give a tidegate.testing.ManualClock, or None for real time"
+            raise ConfigError(msg, option="clock", value=clock)
+        if seed is not None and not isinstance(seed, int):
+            msg = f"seed={seed!r}: give an integer, or None for a different one each time"
+            raise ConfigError(msg, option="seed", value=seed)
         self._backends = _checked(backends)
         self._capacity = count_of("capacity", capacity)
         self._isolation = isolation
         self._clock = clock
         seed = random.getrandbits(64) if seed is None else seed % 2**64
-        self._core = _core.Core(capacity, seed, (retry.attempts, retry.base, retry.cap, retry.budget), clock)
+        self._core = _core.Core(capacity, seed, retry, clock)
         self._runners: dict[str, Runner] = {}
         self._threads: list[HandlerThreads] = []
         for backend in self._backends:
@@ -195,7 +204,9 @@ class RateLimitScheduler:
         return tickets[0]
 
     async def submit_many(self, targets: Iterable[object], **options: Unpack[BatchOptions]) -> list[_core.Ticket]:
-        """Have many requests accepted, in order; waits in line while the scheduler is full. Any option may be a function of the target.
+        """Have many requests accepted, in order; waits in line while the scheduler is full.
+
+        Any option may be a function of the target.
 
         Returns:
             Tickets in the order of the targets.
@@ -212,13 +223,12 @@ class RateLimitScheduler:
             raise _no_targets(targets)
         return await self._accept(targets, self._terms_for(targets, options))
 
-    def submit_threadsafe(
-        self, target: object, **options: Unpack[RequestOptions]
-    ) -> "concurrent.futures.Future[_core.Reply]":
+    def submit_threadsafe(self, target: object, **options: Unpack[RequestOptions]) -> "concurrent.futures.Future[_core.Reply]":
         """Have a request accepted from any thread.
 
         Returns:
-            A future of its reply; it fails with the request's error, or with `QueueFullError` when the scheduler is full. Cancelling it cancels the request.
+            A future of its reply; it fails with the request's error, or with `QueueFullError` when the scheduler is full.
+            Cancelling it cancels the request.
 
         Raises:
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
@@ -235,7 +245,7 @@ class RateLimitScheduler:
         def cancel_request(future: "concurrent.futures.Future[_core.Reply]") -> None:
             if future.cancelled():
                 with suppress(RuntimeError):  # the loop was closed: all has ended
-                    driver.loop.call_soon_threadsafe(self._core.cancel_listener, future)
+                    driver.loop.call_soon_threadsafe(self._core.cancel_for, future)
 
         future.add_done_callback(cancel_request)
         return future
@@ -248,9 +258,10 @@ class RateLimitScheduler:
         ahead: int | None = None,
         **options: Unpack[BatchOptions],
     ) -> ReplyStream:
-        """Request many targets and iterate over the replies, failed ones too, as they complete. Any option may be a function of the target.
+        """Request many targets and iterate over the replies, failed ones too, as they complete.
 
-        Targets are taken only as fast as replies are consumed. What the iterator of the targets raises is raised after the replies that are owed.
+        Targets are taken only as fast as replies are consumed. What the iterator of the targets raises is raised after the
+        replies that are owed. Any option may be a function of the target.
 
         Args:
             targets: Any iterable, synchronous or asynchronous; as large as you like.
@@ -264,6 +275,7 @@ class RateLimitScheduler:
         Cancellation: leaving the iteration early cancels what is pending; see `ReplyStream`.
         """
         driver = self._accepting()
+        _check_names(options)
         if not isinstance(targets, AsyncIterable):
             _targets(targets)
         if ahead is None:
@@ -276,10 +288,11 @@ class RateLimitScheduler:
             def accept(batch: list[object], stream: _core.Stream, index: int) -> int:
                 return core.submit_for(batch, terms, stream, index, override)
         else:
+            targets = _with_terms(targets, lambda target: self._terms_for_one(target, options))
 
             def accept(batch: list[object], stream: _core.Stream, index: int) -> int:
                 accepted = 0
-                for target, own in zip(batch, self._terms_for(batch, options), strict=False):
+                for target, own in cast("list[tuple[object, _core.Terms]]", batch):
                     if not core.submit_for([target], own, stream, index + accepted, override):
                         break
                     accepted += 1
@@ -287,11 +300,13 @@ class RateLimitScheduler:
 
         return ReplyStream(core, targets, accept, driver, ahead=count_of("ahead", ahead), ordered=ordered)
 
-    def slot(self, backend: str, *, cost: int = 1, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None) -> Slot:
+    def slot(
+        self, backend: str, *, cost: int = 1, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None
+    ) -> Slot:
         """Run your own code under a backend's limits: `async with scheduler.slot("api") as lease:`.
 
-        The body is one attempt: it is charged when it starts and, unless `lease.ack()` says otherwise, acknowledged when it ends. The
-        backend's attempt timeout does not apply, and nothing is retried.
+        The body is one attempt: it is charged when it starts and, unless `lease.ack()` says otherwise, acknowledged when it
+        ends. The backend's attempt timeout does not apply, and nothing is retried.
 
         Args:
             backend: Name of the backend.
@@ -303,7 +318,10 @@ class RateLimitScheduler:
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
         """
         self._running()
-        terms = self._core.terms(priority, timeout, cost, backend, True, True)  # noqa: FBT003
+        if not isinstance(backend, str) or backend not in self._runners:
+            msg = f"backend={backend!r}: there is no such backend; there are {', '.join(self._runners)}"
+            raise ConfigError(msg, option="backend", value=backend)
+        terms = self._core.terms(priority, timeout, cost, backend, True)
 
         async def submit(runner: Runner) -> _core.Ticket:
             (ticket,) = await self._accept([runner], repeat(terms), runner)
@@ -314,7 +332,7 @@ class RateLimitScheduler:
     def snapshot(self) -> Snapshot:
         """How everything stands now: backends, their limits, what waits and runs."""
         backends = {}
-        for (name, state, until, in_flight, strays, limits), backend in zip(self._core.status(), self._backends, strict=True):
+        for backend, (state, until, in_flight, strays, limits) in zip(self._backends, self._core.status(), strict=True):
             rows = tuple(
                 LimitState(
                     name=limit.name,
@@ -326,9 +344,9 @@ class RateLimitScheduler:
                     available=available,
                     next_eligible_in=next_eligible,
                 )
-                for limit, (*_, used, available, next_eligible) in zip(backend.quota.limits, limits, strict=True)
+                for limit, (used, available, next_eligible) in zip(backend.quota.limits, limits, strict=True)
             )
-            backends[name] = BackendState(state, until, in_flight, strays, rows)
+            backends[backend.name] = BackendState(state, until, in_flight, strays, rows)
         ledger = self.ledger()
         return Snapshot(backends, ledger.queued, ledger.leased, ledger.done, self._core.workers())
 
@@ -343,8 +361,13 @@ class RateLimitScheduler:
         """
         return Events(self._running())
 
-    async def drain(self, timeout: float | timedelta | None = None) -> bool:
+    async def drain(self, timeout: float | timedelta | None = None, *, cancel_waiting: bool = False) -> bool:
         """Accept no more, and wait until what was accepted has ended. Done replies stay readable.
+
+        Args:
+            timeout: Longest wait, in seconds; None for no end.
+            cancel_waiting: Cancel what waits, and let the attempts that run be the last of their requests: what the first
+                Ctrl-C does on the command line.
 
         Returns:
             False when `timeout` seconds were not enough; nothing is cancelled then.
@@ -356,6 +379,8 @@ class RateLimitScheduler:
             return True
         self._driver.pump()  # what threads have handed in was accepted
         self._driver.stop_accepting()
+        if cancel_waiting:
+            self._core.wind_down()
         return await self._driver.wait_until_idle(seconds)
 
     async def close(self) -> None:
@@ -387,12 +412,12 @@ class RateLimitScheduler:
         self._runners[backend.name] = runner
         if threads is not None:
             self._threads.append(threads)
-        limits = [(limit.kind, limit.amount, limit.period, limit.burst or 0) for limit in backend.quota.limits]
-        self._core.add_backend(backend.name, runner, limits, backend.quota.concurrency, backend.timeout, backend.weight)
+        self._core.add_backend(backend, runner)
 
     def _running(self) -> Driver:
         if self._driver is None:
-            msg = "the scheduler is not running; enter it with 'async with' first"
+            closed = "the scheduler is closed and accepts no more requests"
+            msg = closed if self._closed else "the scheduler is not running; enter it with 'async with' first"
             raise SchedulerClosedError(msg)
         return self._driver
 
@@ -418,9 +443,7 @@ class RateLimitScheduler:
             pass
         except TypeError:  # a list of names
             key = None
-        if unknown := options.keys() - RequestOptions.__annotations__.keys():
-            msg = f"got an unexpected option {unknown.pop()!r}; a request has {', '.join(RequestOptions.__annotations__)}"
-            raise TypeError(msg)
+        _check_names(options)
         terms = self._core.terms(
             options.get("priority", Priority.NORMAL),
             options.get("timeout"),
@@ -437,10 +460,10 @@ class RateLimitScheduler:
         """The terms of each target, checked before any is accepted."""
         if not any(callable(option) for option in options.values()):
             return repeat(self._terms_of(options))
-        return [
-            self._terms_of({name: option(target) if callable(option) else option for name, option in options.items()})
-            for target in targets
-        ]
+        return [self._terms_for_one(target, options) for target in targets]
+
+    def _terms_for_one(self, target: object, options: Mapping[str, object]) -> _core.Terms:
+        return self._terms_of({name: option(target) if callable(option) else option for name, option in options.items()})
 
     async def _accept(
         self, targets: list[object], terms: Iterable[_core.Terms], runner: Runner | None = None
@@ -477,6 +500,9 @@ class RateLimitScheduler:
 
 
 def _checked(backends: Iterable[Backend]) -> list[Backend]:
+    if not isinstance(backends, Iterable):
+        msg = f"backends={backends!r}: give an iterable of Backend(name, handler, quota)"
+        raise ConfigError(msg, option="backends", value=backends)
     checked: list[Backend] = []
     for backend in backends:
         if not isinstance(backend, Backend):
@@ -489,13 +515,34 @@ def _checked(backends: Iterable[Backend]) -> list[Backend]:
     return checked
 
 
+def _check_names(options: Mapping[str, object]) -> None:
+    for name in options:
+        if name not in RequestOptions.__annotations__:
+            msg = f"got an unexpected option {name!r}; a request has {', '.join(RequestOptions.__annotations__)}"
+            raise TypeError(msg)
+
+
 def _targets(targets: object) -> Iterable[object]:
     if isinstance(targets, str | bytes) or not isinstance(targets, Iterable):
         msg = f"targets={targets!r}: give an iterable of targets; for a single one use fetch() or submit()"
         raise ConfigError(msg, option="targets", value=targets)
-    if isinstance(targets, Sequence) and not targets:
+    if isinstance(targets, Sized) and not len(targets):
         raise _no_targets(targets)
     return targets
+
+
+def _with_terms(
+    targets: Iterable[object] | AsyncIterable[object], terms_for: Callable[[object], _core.Terms]
+) -> Iterable[object] | AsyncIterable[object]:
+    """Each target with its terms, which are worked out when it is taken: an error of theirs is one of the source."""
+    if not isinstance(targets, AsyncIterable):
+        return ((target, terms_for(target)) for target in targets)
+
+    async def pairs(targets: AsyncIterable[object] = targets) -> AsyncIterator[object]:
+        async for target in targets:
+            yield target, terms_for(target)
+
+    return pairs()
 
 
 def _no_targets(targets: object) -> ConfigError:

@@ -30,7 +30,10 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class LimitState:
-    """One limit at one moment. `used` counts units in flight too; `next_eligible_in` is in seconds, None until something is acknowledged."""
+    """One limit at one moment.
+
+    `used` counts units in flight too; `next_eligible_in` is in seconds, None until something is acknowledged.
+    """
 
     name: str
     kind: str
@@ -46,8 +49,8 @@ class LimitState:
 class BackendState:
     """One backend at one moment.
 
-    `state` is `"open"`, `"limited"`, `"full"` (concurrency) or `"closed"` (by the server); `next_eligible_in` the seconds until that may
-    change, None when only an event can; `strays` the attempts in flight that were given up.
+    `state` is `"open"`, `"limited"`, `"full"` (concurrency) or `"closed"` (by the server); `next_eligible_in` the seconds
+    until that may change, None when only an event can; `strays` the attempts in flight that were given up.
     """
 
     state: str

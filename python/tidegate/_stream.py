@@ -17,8 +17,8 @@ Accept = Callable[[list[object], _core.Stream, int], int]
 class ReplyStream:
     """Replies as they complete, or in the order of their targets. Made by `RateLimitScheduler.map`.
 
-    Iterate over it once. Leaving the iteration early cancels what is pending: at once when the stream is used as `async with`, is closed by `aclose()`,
-    or is freed.
+    Iterate over it once. Leaving the iteration early cancels what is pending: at once when the stream is used as `async with`,
+    is closed by `aclose()`, or is freed.
 
     Cancellation: cancelling `__anext__` loses no reply; the next call returns it.
     """

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from queue import SimpleQueue
 
 from tidegate import _core
 from tidegate._errors import (
@@ -12,31 +13,20 @@ from tidegate._errors import (
     BackendRejectedError,
     BackendUnavailableError,
     DeadlineExceededError,
+    InternalError,
     RequestCancelledError,
     RequestFailedError,
     SchedulerClosedError,
     TidegateError,
 )
 from tidegate._outcome import Outcome, verdict_of
-from tidegate._quota import count_of
+from tidegate._quote import said, shown
 
 logger = logging.getLogger("tidegate")
 
-# Characters of a target or of a handler's message that one of ours quotes.
-LONGEST_QUOTE = 300
-
-
-def _shown(value: object, text: Callable[[object], str] = repr) -> str:
-    """A user's object as text, whatever its own methods do."""
-    try:
-        shown = text(value)
-    except Exception as error:  # noqa: BLE001 - it belongs to the user
-        shown = f"<{type(value).__name__}, which cannot be shown: {type(error).__name__}>"
-    return shown if len(shown) <= LONGEST_QUOTE else f"{shown[: LONGEST_QUOTE - 1]}…"
-
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_shown(error, str)}"
+    return f"{type(error).__name__}: {said(error)}"
 
 
 async def reply_of(ticket: _core.Ticket) -> _core.Reply:
@@ -73,19 +63,33 @@ async def recharge(request: _core.Request, cost: int) -> None:
 
     Cancellation: it is not charged.
     """
-    cost = count_of("cost", cost)
-    granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
-    def grant() -> None:
+    def grant(given: bool) -> None:
         if not granted.done():
-            granted.set_result(None)
+            granted.set_result(given)
 
-    if not request._recharge(cost, grant):  # noqa: SLF001 - the request's other half
-        try:
-            await granted
-        except asyncio.CancelledError:
-            request._withdraw(cost, grant)  # noqa: SLF001
-            raise
+    if request._recharge(cost, grant):  # noqa: SLF001 - its other half
+        return
+    try:
+        given = await granted
+    except asyncio.CancelledError:
+        request._withdraw(cost, grant)  # noqa: SLF001
+        raise
+    if not given:
+        raise _given_up(request)
+
+
+def recharge_blocking(request: _core.Request, cost: int) -> None:
+    """Block the calling thread until the attempt may send one more message."""
+    granted: SimpleQueue[bool] = SimpleQueue()
+    if not request._recharge(cost, granted.put) and not granted.get():  # noqa: SLF001 - its other half
+        raise _given_up(request)
+
+
+def _given_up(request: _core.Request) -> RequestCancelledError:
+    msg = f"this attempt for {shown(request.target)} was given up while it waited to send one more message"
+    return RequestCancelledError(msg, target=request.target)
 
 
 def _attempt_error(backend: str, attempt: int, cause: BaseException) -> BackendError:
@@ -117,24 +121,24 @@ def error_of(
     after: float,
 ) -> TidegateError:
     """The error that a request ended with."""
-    shown = _shown(target)
+    request = f"the request for {shown(target)}"
     match ending:
         case "cancelled":
-            return RequestCancelledError(f"the request for {shown} was cancelled", target=target)
+            return RequestCancelledError(f"{request} was cancelled", target=target)
+        case "broken":
+            return InternalError(f"the engine has stopped after an internal error while {request} was pending; please report it")
         case "closed":
-            return SchedulerClosedError(f"the scheduler was closed while the request for {shown} was pending")
+            return SchedulerClosedError(f"the scheduler was closed while {request} was pending")
         case "expired while queued" | "expired while leased":
             stage = ending.rsplit(maxsplit=1)[-1]
-            msg = f"the request for {shown} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
+            msg = f"{request} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
             return DeadlineExceededError(msg, target=target, stage=stage, after=after)
     causes = [*past, (backend or "", error)] if error is not None else past
     attempts = [_attempt_error(name, number, cause) for number, (name, cause) in enumerate(causes, start=1)]
     last = causes[-1][1] if causes else None
     plural = "" if len(attempts) == 1 else "s"
     why = "" if last is None else f": {_told(last)}"
-    failed = RequestFailedError(
-        f"the request for {shown} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts
-    )
+    failed = RequestFailedError(f"{request} failed after {len(attempts)} attempt{plural}{why}", target=target, attempts=attempts)
     failed.__cause__ = last
     return failed
 
@@ -146,23 +150,16 @@ def log_unheard(error: BaseException) -> None:
 
 
 def resolve(future: "Future[_core.Reply]", reply: _core.Reply) -> None:
-    """Give a thread's future its reply."""
-    try:
-        if reply.error is not None:
-            future.set_exception(reply.error)
-        else:
+    """Give a thread's future its reply, unless it was cancelled meanwhile."""
+    with suppress(InvalidStateError):
+        if reply.error is None:
             future.set_result(reply)
-    except InvalidStateError:  # cancelled meanwhile
-        pass
+        else:
+            future.set_exception(reply.error)
 
 
 def refuse(future: "Future[_core.Reply]", target: object) -> None:
     """Tell a thread that its request came too late."""
-    error = SchedulerClosedError(f"the scheduler was closed before the request for {_shown(target)} was accepted")
-    try:
-        future.set_exception(error)
-    except InvalidStateError:
-        pass
-
-
-Grant = Callable[[], object]
+    with suppress(InvalidStateError):
+        msg = f"the scheduler was closed before the request for {shown(target)} was accepted"
+        future.set_exception(SchedulerClosedError(msg))

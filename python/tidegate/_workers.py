@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
 
 from tidegate import _core
-from tidegate._errors import BackendRejectedError
+from tidegate._errors import BackendRejectedError, InternalError
 from tidegate._outcome import Classified, Outcome, UnsentError, verdict_of
 from tidegate._threads import StillRunningError
 
@@ -80,9 +81,12 @@ class Workers:
 
     def _gone(self, worker: int, task: "asyncio.Task[None]") -> None:
         """A worker's task has ended, or was cancelled before it began."""
-        self._core.leave(worker, self._tasks.pop(worker).dismissed)
+        dismissed = self._tasks.pop(worker).dismissed
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, KeyboardInterrupt):
             logger.error("a worker stopped; please report this", exc_info=error)
+            self._core.give_up_if_broken()
+        with suppress(InternalError):
+            self._core.leave(worker, dismissed)
 
     async def _work(self, worker: int) -> None:
         core = self._core
@@ -112,13 +116,14 @@ class Workers:
                 continue
             if cancels:
                 # The handler swallowed a cancellation, which this task would hand to the next request.
-                core.fail(worker, Outcome.OK, value, None, None, False)
+                core.finish(worker, Outcome.OK, value)
                 return
             request = finish_and_take(worker, value)
             value = None  # it is the consumer's alone
 
     async def _sleep(self, worker: int) -> None:
-        future = self._parked[worker] = self._loop.create_future()
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._parked[worker] = future
         try:
             await future
         finally:
@@ -126,7 +131,7 @@ class Workers:
 
     def _settle(self, worker: int, error: BaseException) -> bool:
         """Report how an attempt failed. False when this worker's task may run nothing more."""
-        fail = self._core.fail
+        finish = self._core.finish
         if error.__traceback__ is not None:
             # It starts at the handler: our frame would keep alive, with each error, what this worker does later.
             error.__traceback__ = error.__traceback__.tb_next
@@ -137,26 +142,26 @@ class Workers:
                     result = BackendRejectedError(f"classified as {error.outcome.name}: {result!r}")
                 verdict = verdict_of(result) if isinstance(result, BaseException) else None
                 status, headers = (verdict.status, verdict.headers) if verdict else (None, None)
-                fail(worker, error.outcome, result, status, headers, False)
+                finish(worker, error.outcome, result, status, headers)
             case UnsentError():
-                fail(worker, Outcome.NEUTRAL, error, None, None, True)
+                self._core.give_up(worker, error)
             case StillRunningError():
                 lease = self._core.abandon(worker, asyncio.CancelledError())
                 if lease is not None:
                     error.call.when_returned(lambda: self._core.release(lease))
                 return False
             case asyncio.CancelledError():
-                fail(worker, Outcome.NEUTRAL, error, None, None, False)
+                finish(worker, Outcome.NEUTRAL, error)
                 return False
             case GeneratorExit():
                 if self._loop.is_closed():
                     raise error  # and this coroutine with it
-                fail(worker, Outcome.NEUTRAL, error, None, None, False)
+                finish(worker, Outcome.NEUTRAL, error)
                 return False  # it may be this coroutine that is closed
             case KeyboardInterrupt():
-                fail(worker, Outcome.NEUTRAL, error, None, None, False)
+                finish(worker, Outcome.NEUTRAL, error)
                 raise error
             case _:
                 outcome, status, headers = verdict_of(error)
-                fail(worker, outcome, error, status, headers, False)
+                finish(worker, outcome, error, status, headers)
         return not self._tasks[worker].cancels

@@ -54,7 +54,7 @@ async def fetch_async(request: Request) -> bytes:
     request.ack(429, {"Retry-After": "3"})
     request.ack(503, retry_after=2.5)
     await request.recharge()
-    await request.recharge(2, scopes={"host": "example.org"})
+    await request.recharge(2)
     return b""
 
 
@@ -79,7 +79,7 @@ def backends() -> list[Backend]:
     limits = [
         Limit(100, 60),
         Limit(10, timedelta(seconds=1), kind="bucket", burst=20),
-        Limit(1, 1.5, per="host", anchor="finish", name="polite"),
+        Limit(1, 1.5, name="polite"),
     ]
     assert_type(Limit.parse("900/15min"), Limit)
     return [
@@ -96,7 +96,6 @@ def wrong() -> None:
     BackendQuota(10)  # type: ignore[arg-type]
     Limit("10", 1)  # type: ignore[arg-type]
     Limit(10, 1, kind="windw")  # type: ignore[arg-type]
-    RateLimitScheduler(backends(), order="sorted")  # type: ignore[arg-type]
     RateLimitScheduler(backends(), isolation="thread")  # type: ignore[arg-type]
     Limit(10, 1).amount = 20  # type: ignore[misc]
 
@@ -107,7 +106,7 @@ def wrong() -> None:
 async def front_door(scheduler: RateLimitScheduler) -> None:
     reply = await scheduler.fetch("one", priority=Priority.HIGH, timeout=10)
     assert_type(reply, Reply)
-    await scheduler.fetch("two", priority=7, not_before=1.5, cost=3, backends=["text"], scopes={"host": "example.org"})
+    await scheduler.fetch("two", priority=7, cost=3, backends=["text"])
 
     ticket = await scheduler.submit("three")
     assert_type(ticket, Ticket)
@@ -186,7 +185,6 @@ async def looking_inside(scheduler: RateLimitScheduler) -> None:
 async def main(seed: int) -> None:
     async with RateLimitScheduler(
         backends(),
-        order="strict",
         capacity=10_000,
         retry=Retry(attempts=3, base=0.1, cap=5, budget=0.2),
         isolation="task",

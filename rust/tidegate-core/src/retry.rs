@@ -29,26 +29,26 @@ impl Retry {
 /// The budget that bounds retries to a share of first attempts, so that an outage is not multiplied.
 ///
 /// Each first attempt deposits `budget_milli`, each retry costs 1000. A reserve of [`RESERVE`] retries is there from the start, and one retry a
-/// second is always granted, so that a retry without budget waits instead of failing.
+/// second is earned whatever happens, so that a retry without budget waits instead of failing. Deposits or time pay for it, what comes first.
 /// Source: the retry budget of Finagle and tower (share of requests plus a minimum a second).
 #[derive(Clone, Debug)]
 pub struct Budget {
-    share_milli: i64,
-    balance_milli: i64,
+    share_milli: u64,
+    balance_milli: u64,
     refilled_at: Instant,
 }
 
 /// Retries that a fresh scheduler may make at once, and the most that saved budget may reach.
-const RESERVE: i64 = 10;
-const MOST_SAVED: i64 = 100;
-const COST_MILLI: i64 = 1000;
+const RESERVE: u64 = 10;
+const MOST_SAVED: u64 = 100;
+const COST_MILLI: u64 = 1000;
 /// One retry a second: thousandths of a retry for each million nanoseconds.
 const REFILL_NANOS_PER_MILLI: u64 = 1_000_000;
 
 impl Budget {
     /// A budget with its reserve full.
     pub fn new(retry: &Retry, now: Instant) -> Budget {
-        Budget { share_milli: i64::from(retry.budget_milli), balance_milli: RESERVE * COST_MILLI, refilled_at: now }
+        Budget { share_milli: u64::from(retry.budget_milli), balance_milli: RESERVE * COST_MILLI, refilled_at: now }
     }
 
     /// A first attempt starts.
@@ -57,17 +57,27 @@ impl Budget {
         self.balance_milli = (self.balance_milli + self.share_milli).min(MOST_SAVED * COST_MILLI);
     }
 
-    /// Takes one retry out and returns how long it has to wait for its budget.
-    pub fn withdraw(&mut self, now: Instant) -> Span {
+    /// Takes one retry out.
+    ///
+    /// # Errors
+    /// When there is none: the instant at which one will have been earned if nothing is deposited.
+    pub fn withdraw(&mut self, now: Instant) -> Result<(), Instant> {
         let earned = now.since(self.refilled_at).as_nanos() / REFILL_NANOS_PER_MILLI;
         self.refilled_at = self.refilled_at + Span::from_nanos(earned * REFILL_NANOS_PER_MILLI);
-        // The floor repays debt and refills the reserve; only deposits save beyond it.
+        // What time earns refills the reserve; only deposits save beyond it.
         if self.balance_milli < RESERVE * COST_MILLI {
-            let earned = i64::try_from(earned).unwrap_or(i64::MAX);
             self.balance_milli = self.balance_milli.saturating_add(earned).min(RESERVE * COST_MILLI);
         }
-        self.balance_milli -= COST_MILLI;
-        Span::from_nanos(REFILL_NANOS_PER_MILLI).times(u64::try_from(-self.balance_milli).unwrap_or(0))
+        match self.balance_milli.checked_sub(COST_MILLI) {
+            Some(balance) => {
+                self.balance_milli = balance;
+                Ok(())
+            }
+            None => {
+                let missing = COST_MILLI - self.balance_milli;
+                Err(self.refilled_at + Span::from_nanos(REFILL_NANOS_PER_MILLI).times(missing))
+            }
+        }
     }
 }
 
@@ -119,28 +129,36 @@ mod tests {
     #[test]
     fn a_retry_without_budget_waits_for_the_floor_of_one_a_second() {
         let start = Instant::from_nanos(5);
+        let after = |millis| start + Span::from_millis(millis);
         let mut budget = Budget::new(&RETRY, start);
         for _ in 0..10 {
-            assert_eq!(budget.withdraw(start), Span::ZERO);
+            assert_eq!(budget.withdraw(start), Ok(()));
         }
-        assert_eq!(budget.withdraw(start), Span::from_secs(1));
-        assert_eq!(budget.withdraw(start), Span::from_secs(2));
-        assert_eq!(budget.withdraw(start + Span::from_secs(2)), Span::from_secs(1));
+        assert_eq!(budget.withdraw(start), Err(after(1000)));
+        assert_eq!(budget.withdraw(after(999)), Err(after(1000)));
+        assert_eq!(budget.withdraw(after(1000)), Ok(()));
+        assert_eq!(budget.withdraw(after(1500)), Err(after(2000)));
+        for _ in 0..10 {
+            assert_eq!(budget.withdraw(after(3_600_000)), Ok(()));
+        }
+        assert!(budget.withdraw(after(3_600_000)).is_err(), "time saves no more than the reserve");
     }
 
     #[test]
     fn deposits_buy_a_share_of_retries() {
         let start = Instant::from_nanos(0);
         let mut budget = Budget::new(&RETRY, start);
-        for _ in 0..10 {
-            budget.withdraw(start);
-        }
+        while budget.withdraw(start).is_ok() {}
         for _ in 0..30 {
             budget.deposit();
         }
         for _ in 0..3 {
-            assert_eq!(budget.withdraw(start), Span::ZERO);
+            assert_eq!(budget.withdraw(start), Ok(()));
         }
-        assert!(budget.withdraw(start) > Span::ZERO);
+        assert!(budget.withdraw(start).is_err());
+        for _ in 0..10_000 {
+            budget.deposit();
+        }
+        assert_eq!(std::iter::from_fn(|| budget.withdraw(start).ok()).count() as u64, MOST_SAVED);
     }
 }

@@ -11,6 +11,8 @@ pub const MAX_RETRY_AFTER: Span = Span::from_secs(MAX_SECS);
 const MAX_SECS: u64 = 24 * 3600;
 /// Longest value that is looked at, in bytes.
 const MAX_LEN: usize = 128;
+/// Later years are read as this one: either is past the cap.
+const LAST_YEAR: u64 = 9999;
 
 /// How long a `Retry-After` header asks to wait from the receipt of its response.
 ///
@@ -85,43 +87,48 @@ impl<'a> Text<'a> {
     /// IMF-fixdate, RFC 850 or asctime, in seconds since 1970. The name of the day is not checked.
     fn date(&mut self, reference: i64) -> Option<i64> {
         self.word()?;
-        if self.byte(b',') {
-            self.blanks();
-            let day = self.number()?;
-            let dashed = self.byte(b'-') || !self.blank()?;
-            let month = self.month()?;
-            if dashed {
-                self.byte(b'-').then_some(())?;
-            } else {
-                self.blank()?;
-            }
-            let digits = self.digits()?;
-            let mut year = decimal(digits).min(9999) as i64;
-            if digits.len() == 2 {
-                year = nearest_century(year, reference);
-            }
-            self.blank()?;
-            let clock = self.clock()?;
-            Some(unix(year, month, day, clock)?.saturating_sub(self.zone()?))
-        } else {
-            self.blank()?;
-            let month = self.month()?;
-            self.blank()?;
-            let day = self.number()?;
-            self.blank()?;
-            let clock = self.clock()?;
-            self.blank()?;
-            let year = decimal(self.digits()?).min(9999) as i64;
-            unix(year, month, day, clock)
+        if !self.byte(b',') {
+            return self.asctime();
         }
+        self.blanks();
+        let day = self.number()?;
+        let dashed = self.0.first() == Some(&b'-');
+        self.separator(dashed)?;
+        let month = self.month()?;
+        self.separator(dashed)?;
+        let digits = self.digits()?;
+        let year = match digits.len() {
+            2 => nearest_century(decimal(digits) as i64, reference),
+            _ => decimal(digits).min(LAST_YEAR) as i64,
+        };
+        self.blank()?;
+        let clock = self.clock()?;
+        Some(unix(year, month, day, clock)? - self.zone()?)
+    }
+
+    /// What follows the name of the day: `Nov  6 08:49:37 1994`.
+    fn asctime(&mut self) -> Option<i64> {
+        self.blank()?;
+        let month = self.month()?;
+        self.blank()?;
+        let day = self.number()?;
+        self.blank()?;
+        let clock = self.clock()?;
+        self.blank()?;
+        let year = decimal(self.digits()?).min(LAST_YEAR) as i64;
+        unix(year, month, day, clock)
+    }
+
+    fn separator(&mut self, dashed: bool) -> Option<()> {
+        if dashed { self.expect(b'-') } else { self.blank() }
     }
 
     /// `hh:mm:ss` as seconds since midnight; a leap second counts.
     fn clock(&mut self) -> Option<i64> {
         let hour = self.number()?;
-        self.byte(b':').then_some(())?;
+        self.expect(b':')?;
         let minute = self.number()?;
-        self.byte(b':').then_some(())?;
+        self.expect(b':')?;
         let second = self.number()?;
         (hour < 24 && minute < 60 && second <= 60).then_some(hour * 3600 + minute * 60 + second)
     }
@@ -183,11 +190,16 @@ impl<'a> Text<'a> {
         found
     }
 
-    /// One or more blanks.
-    fn blank(&mut self) -> Option<bool> {
-        self.take_while(|byte| matches!(byte, b' ' | b'\t')).map(|_| true)
+    fn expect(&mut self, byte: u8) -> Option<()> {
+        self.byte(byte).then_some(())
     }
 
+    /// One or more blanks.
+    fn blank(&mut self) -> Option<()> {
+        self.take_while(|byte| matches!(byte, b' ' | b'\t')).map(drop)
+    }
+
+    /// Any number of blanks.
     fn blanks(&mut self) {
         self.blank();
     }
@@ -206,7 +218,7 @@ fn decimal(digits: &[u8]) -> u64 {
 /// The year that ends in `digits` and is less than 50 years before `reference`, or at most 50 after (RFC 9110 §5.6.7).
 fn nearest_century(digits: i64, reference: i64) -> i64 {
     const YEAR: i64 = 31_556_952;
-    let now = 1970 + reference.div_euclid(YEAR).min(9999);
+    let now = 1970 + reference.div_euclid(YEAR).min(LAST_YEAR as i64);
     let oldest = now - 49;
     oldest + (digits - oldest).rem_euclid(100)
 }

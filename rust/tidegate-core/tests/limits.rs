@@ -1,103 +1,18 @@
 //! Quotas against strict servers, and against a slow model of what they promise.
+//!
+//! Runs 256 cases a property; `PROPTEST_CASES=100000` soaks.
+
+mod common;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
+use common::servers::Server;
+use common::{MS, SECOND, at};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use tidegate_core::limit::{Eligible, GateState, Kind, Limit, Margin, Quota, Verdict};
 use tidegate_core::time::{Instant, Span};
-
-const MS: u64 = 1_000_000;
-const SECOND: u64 = 1000 * MS;
-
-fn at(nanos: u64) -> Instant {
-    Instant::from_nanos(nanos)
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Strict servers. Each counts the messages that it accepts, in the order in which they arrive.
-
-enum Server {
-    /// At most `amount` in any (t - period, t].
-    Log { amount: u64, period: u64, accepted: Vec<(u64, u64)> },
-    /// At most `amount` in each window; a window begins with the first message after the last one's end.
-    Anchored { amount: u64, period: u64, start: Option<u64>, count: u64 },
-    /// At most `amount` in each window; windows begin at multiples of the period, shifted by `phase`.
-    Aligned { amount: u64, period: u64, phase: u64, window: u64, count: u64 },
-    /// A token bucket: `level` in units of 1/period tokens.
-    Bucket { amount: u64, period: u64, burst: u64, level: u128, seen: u64 },
-    /// GCRA: `tat` in units of 1/amount ns.
-    Gcra { amount: u64, period: u64, burst: u64, tat: u128 },
-}
-
-impl Server {
-    /// One of the servers that count as `limit` says.
-    fn of(limit: &Limit, which: u8, phase: u64) -> Server {
-        let (amount, period) = (u64::from(limit.amount()), limit.period().as_nanos());
-        let burst = u64::from(limit.burst());
-        match (limit.kind(), which % 3) {
-            (Kind::Window, 0) => Server::Log { amount, period, accepted: Vec::new() },
-            (Kind::Window, 1) => Server::Anchored { amount, period, start: None, count: 0 },
-            (Kind::Window, _) => Server::Aligned { amount, period, phase: phase % period, window: 0, count: 0 },
-            (_, 0) => Server::Gcra { amount, period, burst, tat: 0 },
-            (_, _) => {
-                let level = u128::from(burst) * u128::from(period);
-                Server::Bucket { amount, period, burst, level, seen: 0 }
-            }
-        }
-    }
-
-    fn accepts(&mut self, now: u64, cost: u64) -> bool {
-        match self {
-            Server::Log { amount, period, accepted } => {
-                let recent = accepted.iter().rev().take_while(|(then, _)| now - then < *period);
-                let fits = recent.map(|(_, cost)| cost).sum::<u64>() + cost <= *amount;
-                if fits {
-                    accepted.push((now, cost));
-                }
-                fits
-            }
-            Server::Anchored { amount, period, start, count } => {
-                if start.is_none_or(|start| now - start >= *period) {
-                    *start = Some(now);
-                    *count = 0;
-                }
-                *count += cost;
-                *count <= *amount
-            }
-            Server::Aligned { amount, period, phase, window, count } => {
-                let current = (now + *phase) / *period;
-                if current != *window {
-                    *window = current;
-                    *count = 0;
-                }
-                *count += cost;
-                *count <= *amount
-            }
-            Server::Bucket { amount, period, burst, level, seen } => {
-                let refilled = *level + u128::from(now - *seen) * u128::from(*amount);
-                *seen = now;
-                *level = refilled.min(u128::from(*burst) * u128::from(*period));
-                let price = u128::from(cost) * u128::from(*period);
-                let fits = price <= *level;
-                if fits {
-                    *level -= price;
-                }
-                fits
-            }
-            Server::Gcra { amount, period, burst, tat } => {
-                let now = u128::from(now) * u128::from(*amount);
-                let next = now.max(*tat) + u128::from(cost) * u128::from(*period);
-                let fits = next <= now + u128::from(*burst) * u128::from(*period);
-                if fits {
-                    *tat = next;
-                }
-                fits
-            }
-        }
-    }
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // A greedy client on a line of arbitrary delays.
@@ -259,8 +174,6 @@ fn scaled(shares: &(f64, f64, f64, u8, f64), capacity: u32, longest: u64) -> Mes
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
     /// However long messages and replies travel, whichever are lost, and whatever they cost: no server that counts exactly
     /// rejects one, and every message is sent.
     #[test]
@@ -281,18 +194,21 @@ proptest! {
         prop_assert_eq!(outcome.sent, shares.len());
     }
 
-    /// The margin covers a server whose clock is slow or fast by 100 ppm, and one that truncates to milliseconds.
+    /// The margin covers a server whose clock is 100 ppm slow or fast and shows whole milliseconds only.
     #[test]
-    fn the_margin_covers_drift_or_truncation(
+    fn the_margin_covers_drift_and_truncation(
         limits in prop::collection::vec(limit(), 1..3),
         which in prop::collection::vec(any::<u8>(), 2),
         shares in prop::collection::vec(message(), 1..150),
-        skew in 0usize..3,
+        ppm in prop::sample::select(vec![-100i64, 0, 100]),
+        resolution in prop::sample::select(vec![1, MS]),
     ) {
-        let clock = [|now: u64| now - now / 10_000, |now: u64| now + now / 10_000, |now: u64| now / MS * MS][skew];
-        // A truncating server has periods that it can measure.
+        let clock = |now: u64| now.saturating_add_signed(now as i64 * ppm / 1_000_000) / resolution * resolution;
+        // Such a server has periods of whole milliseconds. A unit takes longer than the drift over one of them (0.1 µs):
+        // the floor is not stretched for it.
         let rounded = |limit: &Limit| {
-            let period = Span::from_nanos(limit.period().as_nanos().next_multiple_of(MS));
+            let period = limit.period().as_nanos().max(u64::from(limit.amount()) * 1000);
+            let period = Span::from_nanos(period.next_multiple_of(MS));
             match limit.kind() {
                 Kind::Window => Limit::window(limit.amount(), period),
                 _ => Limit::bucket(limit.amount(), period, limit.burst()),
@@ -466,8 +382,6 @@ fn conjunction(answers: &[Eligible]) -> (Eligible, Option<u16>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
     /// `next_eligible` is exact and tight: what it says of now, and the instant that it promises, is what trying every
     /// instant gives, for late and early acknowledgements, refunds, charges ahead of the queue and a clock that steps back.
     /// Every limit is charged or none is, asking changes nothing, and usage and headroom agree with it.
@@ -609,8 +523,6 @@ impl GateModel {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
-
     /// While the gate is closed nothing goes; once it reopens exactly one message is out until the server has accepted one
     /// sent since; messages from before a closure neither open it nor count; no closure is ever shortened.
     #[test]

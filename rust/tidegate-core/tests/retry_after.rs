@@ -1,4 +1,6 @@
 //! The `Retry-After` parser against arbitrary text, and against dates formatted independently.
+//!
+//! Runs 256 cases a property; `PROPTEST_CASES=100000` soaks.
 
 use proptest::prelude::*;
 use tidegate_core::retry_after::{MAX_RETRY_AFTER, parse};
@@ -75,8 +77,6 @@ fn hostile() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
     /// Any text, any date and any wall clock give a wait of at most 24 hours, or none.
     #[test]
     fn never_panics_and_never_exceeds_the_cap(

@@ -2,11 +2,14 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyBool, PyString};
 use tidegate_core::engine::{Answer, Outcome};
 use tidegate_core::retry_after;
 use tidegate_core::time::Span;
+
+use crate::error;
 
 /// A span in seconds.
 #[inline]
@@ -20,16 +23,54 @@ pub(crate) fn span(seconds: f64) -> Option<Span> {
     (seconds >= 0.0).then(|| Span::from_nanos((seconds * 1e9).ceil() as u64))
 }
 
-/// A span from a user: seconds, or a `timedelta`.
-pub(crate) fn extract_span(value: &Bound<'_, PyAny>) -> PyResult<Option<Span>> {
-    let seconds: f64 = match value.extract() {
-        Ok(seconds) => seconds,
-        Err(error) => match value.call_method0("total_seconds") {
-            Ok(total) => total.extract()?,
-            Err(_) => return Err(error),
-        },
+/// Seconds above 0, or a `timedelta`, from a user.
+pub(crate) fn timeout(value: &Bound<'_, PyAny>) -> PyResult<Span> {
+    let number = value.call_method0("total_seconds").unwrap_or_else(|_| value.clone());
+    let finite = number.extract().ok().filter(|seconds: &f64| seconds.is_finite());
+    match finite.and_then(span) {
+        Some(span) if span > Span::ZERO && !value.is_instance_of::<PyBool>() => Ok(span),
+        _ => Err(error::config("timeout", value, "give seconds above 0, a timedelta, or None for no deadline")),
+    }
+}
+
+/// A band, from a user.
+pub(crate) fn priority(value: &Bound<'_, PyAny>) -> PyResult<u8> {
+    let way_out = "give an integer from 0 (most urgent) to 255; see tidegate.Priority";
+    integer(value).ok_or_else(|| error::config("priority", value, way_out))
+}
+
+/// Units, from a user.
+pub(crate) fn cost(value: &Bound<'_, PyAny>) -> PyResult<u32> {
+    integer(value)
+        .filter(|&units| units > 0)
+        .ok_or_else(|| error::config("cost", value, &format!("give an integer from 1 to {}", u32::MAX)))
+}
+
+fn integer<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) -> Option<T> {
+    if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() }
+}
+
+/// The places in `known` of the backends that a user names: one name, or several.
+pub(crate) fn chosen(known: &[String], names: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    let refuse = |way_out: &str| error::config("backends", names, way_out);
+    let listed: Vec<Bound<'_, PyAny>> = if names.is_instance_of::<PyString>() {
+        vec![names.clone()]
+    } else {
+        let all = names.try_iter().and_then(Iterator::collect);
+        all.map_err(|_| refuse("give the names of backends, or None for all"))?
     };
-    Ok(span(seconds))
+    if listed.is_empty() {
+        return Err(refuse("give at least one name, or None for all backends"));
+    }
+    let place = |name: &Bound<'_, PyAny>| {
+        let text: Option<String> = name.extract().ok();
+        let found = text.and_then(|text| known.iter().position(|known| *known == text));
+        found.ok_or_else(|| {
+            let way_out = format!("there is no such backend; there are {}", known.join(", "));
+            error::config("backends", name, &way_out)
+        })
+    };
+    listed.iter().map(place).collect()
 }
 
 /// The outcome codes of `tidegate.Outcome`.

@@ -4,8 +4,6 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use tidegate_core::engine::ClassError;
 
-use pyo3::exceptions::PyRuntimeError;
-
 /// An instance of an error class of ours, with its attributes as keywords.
 fn instance(py: Python<'_>, class: &str, message: &str, attributes: &[(&str, Py<PyAny>)]) -> PyErr {
     let make = || -> PyResult<Bound<'_, PyAny>> {
@@ -48,11 +46,12 @@ pub(crate) fn class(py: Python<'_>, error: ClassError, names: &str) -> PyErr {
 }
 
 /// A bug of ours: a panic left the engine in the middle of something.
-pub(crate) fn poisoned() -> PyErr {
-    PyRuntimeError::new_err("tidegate's engine stopped after an internal error; please report what was logged before")
+pub(crate) fn broken() -> PyErr {
+    let message = "the engine of this scheduler has stopped after an internal error; please report what was logged before";
+    Python::attach(|py| instance(py, "InternalError", message, &[]))
 }
 
 /// The scheduler accepts nothing any more.
-pub(crate) fn closed() -> PyErr {
-    Python::attach(|py| instance(py, "SchedulerClosedError", "the scheduler is closed and accepts no more requests", &[]))
+pub(crate) fn closed(py: Python<'_>) -> PyErr {
+    instance(py, "SchedulerClosedError", "the scheduler is closed and accepts no more requests", &[])
 }

@@ -7,6 +7,7 @@ use tidegate_core::engine::Waits;
 use tidegate_core::time::{Instant, Span};
 
 use crate::convert::seconds;
+use crate::shell::shell;
 
 /// What a consumer is told of a request that has ended.
 pub(crate) struct Settled {
@@ -21,7 +22,18 @@ pub(crate) struct Settled {
     pub(crate) ended_at: Instant,
 }
 
-/// How a request ended: see `tidegate.Reply`.
+/// How a request ended.
+///
+/// Attributes:
+///     target: What was submitted.
+///     ok: Whether it has a value.
+///     value: What the handler returned. Of a failed reply, raises its error.
+///     error: The error that it ended with; None when it is ok.
+///     backend: Name of the backend of its last attempt; None when there was none.
+///     attempts: Attempts that counted.
+///     waits: Seconds by cause: `queue` (others went first), `limit` (no room in any backend's limits), `concurrency` (all in use), `backoff`
+///         (between attempts), `attempt` (the handler ran), `consumer` (until the reply was taken). They add up to the time from
+///         acceptance to this reply; limit and concurrency are measured to 1 ms.
 #[pyclass(frozen, module = "tidegate")]
 pub(crate) struct Reply {
     settled: Settled,
@@ -97,7 +109,7 @@ impl Reply {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let target = self.settled.target.bind(py).repr()?;
+        let target = shell(py)?.call_method1("shown", (&self.settled.target,))?;
         let how = match &self.settled.result {
             Ok(_) => "ok".to_owned(),
             Err(error) => error.bind(py).get_type().name()?.to_string(),

@@ -7,8 +7,19 @@ use tidegate_core::time::Instant;
 
 use crate::convert;
 use crate::core::Core;
+use crate::shell::shell;
 
-/// One attempt of a request: see `tidegate.Request`.
+/// What a handler gets: one attempt of one request.
+///
+/// Attributes:
+///     target: What was submitted.
+///     backend: Name of the backend that serves it.
+///     account: The account chosen; None for a backend without accounts.
+///     attempt: Which attempt it is, from 1. One that a limit rejected is not counted.
+///     priority: 0 (most urgent) to 255.
+///     deadline: When the request is worthless, on the clock of `loop.time()`; None for never.
+///     scopes: The scopes that the request carries.
+///     scheduled_for: The instant for which a collector planned it; None otherwise.
 #[pyclass(frozen, module = "tidegate", freelist = 256)]
 pub(crate) struct Request {
     pub(crate) core: Py<Core>,
@@ -69,6 +80,17 @@ impl Request {
         self.runner.clone_ref(py)
     }
 
+    /// Say that response headers arrived: the clocks of the limits start now.
+    ///
+    /// Without it they start when the handler ends, which is safe but wastes the time in between. A status of 429, or 503 with
+    /// `Retry-After`, closes the backend's limits. Saying it twice changes nothing.
+    ///
+    /// Args:
+    ///     status: HTTP status, or what corresponds to it.
+    ///     headers: Response headers; `Retry-After` is read, as seconds or as a date, and waits of more than 24 hours are cut to that.
+    ///     retry_after: Seconds that the server asks us to wait, from elsewhere than the headers.
+    ///
+    /// Thread safety: any thread.
     #[pyo3(signature = (status=None, headers=None, *, retry_after=None))]
     fn ack(
         &self,
@@ -88,17 +110,37 @@ impl Request {
 
     /// Takes back a message that was asked for: it is not sent.
     #[pyo3(signature = (cost, grant, /))]
-    fn _withdraw(&self, py: Python<'_>, cost: u32, grant: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.core.get().withdraw(py, self.lease, cost, grant)
+    fn _withdraw(&self, cost: u32, grant: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.core.get().withdraw(self.lease, cost, grant)
     }
 
-    #[pyo3(signature = (cost=1))]
-    fn recharge<'py>(slf: &Bound<'py, Self>, cost: u32) -> PyResult<Bound<'py, PyAny>> {
-        crate::core::shell(slf.py())?.call_method1("recharge", (slf, cost))
+    /// Wait until one more message may be sent for this attempt (a redirect, another page), and charge it.
+    ///
+    /// It goes ahead of the requests that wait, and takes no concurrency. What was sent before counts as acknowledged.
+    ///
+    /// Args:
+    ///     cost: Units of each limit, at least 1.
+    ///
+    /// Raises:
+    ///     ConfigError: The cost is no positive integer.
+    ///     CostExceedsBurstError: The backend never admits that cost.
+    ///
+    /// Cancellation: nothing is charged.
+    #[pyo3(signature = (cost=None), text_signature = "(self, cost=1)")]
+    fn recharge<'py>(slf: &Bound<'py, Self>, cost: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+        let cost = cost.map_or(Ok(1), convert::cost)?;
+        shell(slf.py())?.call_method1("recharge", (slf, cost))
+    }
+
+    /// The same from a handler's thread: blocks it until one more message may be sent.
+    #[pyo3(signature = (cost=None), text_signature = "(self, cost=1)")]
+    fn recharge_blocking(slf: &Bound<'_, Self>, cost: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let cost = cost.map_or(Ok(1), convert::cost)?;
+        shell(slf.py())?.call_method1("recharge_blocking", (slf, cost)).map(drop)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let target = self.target.bind(py).repr()?;
+        let target = shell(py)?.call_method1("shown", (&self.target,))?;
         Ok(format!("<Request {target} at {}, attempt {}>", self.backend, self.attempt))
     }
 }

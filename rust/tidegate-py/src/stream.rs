@@ -112,6 +112,6 @@ impl Stream {
         for handle in unseen {
             core.cancel(slf.py(), handle)?;
         }
-        core.cancel_for(slf.py(), slf.as_any())
+        core.cancel_for(slf.as_any())
     }
 }

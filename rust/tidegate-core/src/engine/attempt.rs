@@ -5,7 +5,7 @@ use super::event::{Action, Ending, Event};
 use super::lease::LeaseId;
 use super::request::{State, Waits};
 use super::{BackendId, Engine, Timer};
-use crate::limit::Eligible;
+use crate::limit::{Eligible, GateState};
 use crate::time::{Instant, Span};
 
 /// What one attempt came to.
@@ -183,14 +183,14 @@ impl Engine {
         let Some(index) = self.leases.find(lease) else { return Finished::Stray };
         let running = self.leases.get(index);
         let (id, request) = (running.backend, running.request);
+        self.drop_recharges(now, id, lease);
+        let running = self.leases.get(index);
         if unsent && running.unacked > 0 {
             let (sent_at, unacked) = (running.sent_at, running.unacked);
             self.leases.get_mut(index).unacked = 0;
             let quota = &mut self.backends[usize::from(id)].quota;
             quota.refund(sent_at, unacked);
-            if let Some(Blocked { cause: Cause::Limit, .. }) = self.backends[usize::from(id)].blocked {
-                self.reopen(now, id);
-            }
+            self.limit_changed(now, id);
         } else if request.is_none() {
             // What it sent is settled, but a rejection is news all the same.
             if outcome == Outcome::Limited {
@@ -203,9 +203,7 @@ impl Engine {
             self.unanswered(now, index);
         }
         let rejected = self.leases.get(index).rejected;
-        if let Some(timer) = self.leases.get_mut(index).timer.take() {
-            self.wheel.disarm(timer);
-        }
+        self.leases.remove_timed(&mut self.backends[usize::from(id)].timed, index);
         let finished = match request {
             None => {
                 self.backends[usize::from(id)].strays -= 1;
@@ -220,7 +218,6 @@ impl Engine {
                 Outcome::Neutral => self.die(now, slot, index),
             },
         };
-        self.drop_recharges(now, id, lease);
         self.leases.remove(index);
         let backend = &mut self.backends[usize::from(id)];
         backend.in_flight -= 1;
@@ -240,6 +237,7 @@ impl Engine {
         finished
     }
 
+    #[inline]
     fn succeeded(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let waits = self.waits_with(now, slot, lease);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed);
@@ -260,7 +258,7 @@ impl Engine {
     }
 
     fn limited(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
-        if self.requests.get(slot).flags.once {
+        if self.is_last_attempt(slot) {
             return self.die(now, slot, lease);
         }
         let waits = self.waits_with(now, slot, lease);
@@ -274,7 +272,7 @@ impl Engine {
 
     fn failed(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
-        if failed >= self.retry.attempts || self.requests.get(slot).flags.once {
+        if failed >= self.retry.attempts || self.is_last_attempt(slot) {
             return self.die(now, slot, lease);
         }
         let waits = self.waits_with(now, slot, lease);
@@ -284,7 +282,7 @@ impl Engine {
         history.failed = failed;
         history.avoid = Some(backend);
         history.waiting_since = now;
-        let backoff = self.retry.backoff(failed, &mut self.random).max(self.budget.withdraw(now));
+        let backoff = self.retry.backoff(failed, &mut self.random);
         let entry = self.requests.get_mut(slot);
         entry.state = State::Delayed;
         if let Some(timer) = entry.timer.take() {
@@ -305,6 +303,11 @@ impl Engine {
         Finished::GivenUp { waits, age }
     }
 
+    /// Whether a request gets no other attempt, however this one ends.
+    fn is_last_attempt(&self, slot: u32) -> bool {
+        self.winding_down || self.requests.get(slot).flags.once
+    }
+
     fn die(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let waits = self.waits_with(now, slot, lease);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed);
@@ -315,17 +318,31 @@ impl Engine {
         Finished::Dead { waits, age, attempts: failed + 1 }
     }
 
+    /// Times out the attempts that have run for as long as their backend allows, and watches the oldest of the others.
+    pub(super) fn time_out_oldest(&mut self, now: Instant, id: u16) {
+        let Some(timeout) = self.backends[usize::from(id)].timeout else { return };
+        while let Some(oldest) = self.backends[usize::from(id)].timed.oldest() {
+            let due = self.leases.get(oldest).started_at + timeout;
+            if due > now {
+                self.wheel.arm(due, Timer::Attempt(id));
+                self.backends[usize::from(id)].watched = true;
+                return;
+            }
+            self.time_out(now, oldest);
+        }
+    }
+
     /// The attempt has run for as long as its backend allows: its request fails this attempt, the handler is interrupted.
-    pub(super) fn time_out(&mut self, now: Instant, index: u32) {
+    fn time_out(&mut self, now: Instant, index: u32) {
         let lease = self.leases.get(index);
         let Some(slot) = lease.request else { return };
         let backend = BackendId(lease.backend);
         let timeout = now.since(lease.started_at);
         let request = self.requests.handle(slot);
         self.actions.push_back(Action::TimedOut { request, backend, timeout });
-        let once = self.requests.get(slot).flags.once;
+        let last = self.is_last_attempt(slot);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
-        if once || failed >= self.retry.attempts {
+        if last || failed >= self.retry.attempts {
             self.requests.history_mut(slot).failed = failed;
             self.abort(now, slot, Ending::Dead);
         } else {
@@ -339,26 +356,22 @@ impl Engine {
         let lease = self.leases.get_mut(index);
         lease.request = None;
         let id = lease.backend;
-        if let Some(timer) = lease.timer.take() {
-            self.wheel.disarm(timer);
-        }
-        self.backends[usize::from(id)].strays += 1;
-        self.unanswered(now, index);
+        let backend = &mut self.backends[usize::from(id)];
+        backend.strays += 1;
+        self.leases.remove_timed(&mut backend.timed, index);
         let lease = self.leases.id(index);
         self.drop_recharges(now, id, lease);
+        self.unanswered(now, index);
         self.actions.push_back(Action::Interrupt { lease });
     }
 
     /// What a leased request's time went to, its running attempt included.
+    #[inline]
     pub(super) fn waits_with(&self, now: Instant, slot: u32, lease: u32) -> Waits {
         let lease = self.leases.get(lease);
-        let before = self.requests.history(slot).map_or(Waits::default(), |history| history.waits);
-        Waits {
-            limit: before.limit + lease.blocked.0,
-            concurrency: before.concurrency + lease.blocked.1,
-            backoff: before.backoff,
-            attempt: before.attempt + now.since(lease.started_at),
-        }
+        let (limit, concurrency) = lease.blocked;
+        let this = Waits { limit, concurrency, backoff: Span::ZERO, attempt: now.since(lease.started_at) };
+        self.requests.history(slot).map_or(this, |history| history.waits + this)
     }
 
     #[inline]
@@ -399,8 +412,11 @@ impl Engine {
             if std::mem::replace(&mut lease.rejected, true) {
                 return;
             }
+            let is_closed = matches!(quota.gate(now), GateState::Closed(_));
             if let Some(until) = quota.rejected(now, sent_at, retry_after) {
-                self.push_event(Event::LimitClosed { backend: BackendId(id), until });
+                if !is_closed {
+                    self.push_event(Event::LimitClosed { backend: BackendId(id), until });
+                }
                 self.limit_changed(now, id);
             }
         } else if !lease.rejected && quota.accepted(sent_at) {
@@ -409,47 +425,51 @@ impl Engine {
         }
     }
 
-    /// A quota that only an event could make room in has seen one.
+    /// Something happened to a quota: what it holds back may go earlier than it was told.
     #[inline]
     fn limit_changed(&mut self, now: Instant, id: u16) {
-        if let Some(Blocked { cause: Cause::Limit, until: None, .. }) = self.backends[usize::from(id)].blocked {
+        let backend = &self.backends[usize::from(id)];
+        let Some(Blocked { cause: Cause::Limit, until, cost, .. }) = backend.blocked else { return };
+        let earlier = match backend.quota.next_eligible(now, cost).eligible {
+            Eligible::Now => true,
+            Eligible::At(at) | Eligible::Closed(at) => until.is_none_or(|until| at < until),
+            Eligible::OnAck | Eligible::Never => false,
+        };
+        if earlier {
             self.reopen(now, id);
         }
     }
 
     /// Grants what the limits admit of the messages that running attempts wait to send. If some must wait on, what the
     /// backend is blocked by for their sake.
+    #[inline]
     pub(super) fn serve_recharges(&mut self, now: Instant, id: u16) -> Option<Blocked> {
         loop {
             let backend = &mut self.backends[usize::from(id)];
             let &(lease, cost) = backend.recharges.front()?;
-            let until = match backend.quota.next_eligible(now, cost).eligible {
-                Eligible::Now => {
-                    backend.recharges.pop_front();
-                    backend.quota.send(now, cost);
-                    if let Some(index) = self.leases.find(lease) {
-                        let lease = self.leases.get_mut(index);
-                        lease.unacked += cost;
-                        lease.sent_at = now;
-                        lease.rejected = false;
-                    }
-                    self.actions.push_back(Action::Recharged { lease });
-                    continue;
-                }
-                Eligible::At(at) | Eligible::Closed(at) => Some(at),
-                Eligible::OnAck | Eligible::Never => None,
-            };
-            return Some(Blocked { cause: Cause::Limit, until, reserved_for: None });
+            let blocked = Blocked::by(backend.quota.next_eligible(now, cost).eligible, cost, None);
+            if blocked.is_some() {
+                return blocked;
+            }
+            backend.recharges.pop_front();
+            backend.quota.send(now, cost);
+            if let Some(index) = self.leases.find(lease) {
+                let lease = self.leases.get_mut(index);
+                lease.unacked += cost;
+                lease.sent_at = now;
+                lease.rejected = false;
+            }
+            self.actions.push_back(Action::Recharged { lease });
         }
     }
 
-    /// An attempt that is over sends nothing more.
+    /// An attempt that is over sends nothing more. To be called before anything that may grant it a message.
+    #[inline]
     fn drop_recharges(&mut self, now: Instant, id: u16, lease: LeaseId) {
         let recharges = &mut self.backends[usize::from(id)].recharges;
-        if recharges.is_empty() {
-            return;
+        if !recharges.is_empty() {
+            recharges.retain(|&(waiting, _)| waiting != lease);
+            self.reopen(now, id);
         }
-        recharges.retain(|&(waiting, _)| waiting != lease);
-        self.reopen(now, id);
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use super::lease::LeaseId;
+use super::lease::{LeaseId, Timed};
 use super::request::Mark;
-use crate::limit::{Limit, Margin, Quota};
+use crate::limit::{Eligible, Limit, Margin, Quota};
 use crate::queue::{Key, ReadyHeap};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
@@ -14,7 +14,7 @@ use crate::wheel::TimerId;
 pub struct BackendSpec {
     /// What its server allows.
     pub limits: Vec<Limit>,
-    /// Attempts at once; `None` for no cap.
+    /// Attempts at once, at least 1; `None` for no cap.
     pub concurrency: Option<u32>,
     /// Longest attempt; `None` for no end.
     pub timeout: Option<Span>,
@@ -36,8 +36,26 @@ pub(super) struct Blocked {
     pub(super) cause: Cause,
     /// When its timer reopens it; `None` when only an event can.
     pub(super) until: Option<Instant>,
+    /// What its limits do not admit until then.
+    pub(super) cost: u32,
     /// The head for whose cost it is kept. Another head lifts the block.
     pub(super) reserved_for: Option<Key>,
+}
+
+impl Blocked {
+    /// By its concurrency cap.
+    pub(super) const FULL: Blocked = Blocked { cause: Cause::Concurrency, until: None, cost: 0, reserved_for: None };
+
+    /// By its limits, which are not `eligible` now for `cost`; nothing if they are.
+    #[inline]
+    pub(super) fn by(eligible: Eligible, cost: u32, reserved_for: Option<Key>) -> Option<Blocked> {
+        let until = match eligible {
+            Eligible::Now => return None,
+            Eligible::At(at) | Eligible::Closed(at) => Some(at),
+            Eligible::OnAck | Eligible::Never => None,
+        };
+        Some(Blocked { cause: Cause::Limit, until, cost, reserved_for })
+    }
 }
 
 #[derive(Debug)]
@@ -54,6 +72,9 @@ pub(super) struct Backend {
     /// `None`: open. Invariant: a backend whose `in_flight` has reached its `concurrency` is blocked.
     pub(super) blocked: Option<Blocked>,
     pub(super) timer: Option<TimerId>,
+    pub(super) timed: Timed,
+    /// A timer is armed for the oldest of `timed`, or for one before it.
+    pub(super) watched: bool,
     /// Running attempts that wait to send one more message, ahead of the queue.
     pub(super) recharges: VecDeque<(LeaseId, u32)>,
     /// Longest time seen between a send and its headers.
@@ -74,6 +95,8 @@ impl Backend {
             waiting: ReadyHeap::default(),
             blocked: None,
             timer: None,
+            timed: Timed::NONE,
+            watched: false,
             recharges: VecDeque::new(),
             longest_latency: Span::ZERO,
             sets: Vec::new(),
@@ -91,57 +114,48 @@ impl Backend {
 pub(super) struct BackendSet {
     pub(super) backends: Box<[u16]>,
     open: u32,
-    /// Since when, and why, none is open.
-    blocked: Option<(Instant, Cause)>,
+    /// Blocked by a limit. The others are at their concurrency cap.
+    limited: u32,
+    /// When a backend of the set last opened, closed or changed its cause: up to when the clocks are settled.
+    changed_at: Instant,
     limit: Span,
     concurrency: Span,
 }
 
 impl BackendSet {
-    pub(super) fn new(backends: Box<[u16]>, open: u32, now: Instant) -> BackendSet {
-        let blocked = (open == 0).then_some((now, Cause::Limit));
-        BackendSet { backends, open, blocked, limit: Span::ZERO, concurrency: Span::ZERO }
+    /// With all of its backends open: those that are not are to be told by [`change`](BackendSet::change).
+    pub(super) fn new(backends: Box<[u16]>, now: Instant) -> BackendSet {
+        let open = backends.len() as u32;
+        BackendSet { backends, open, limited: 0, changed_at: now, limit: Span::ZERO, concurrency: Span::ZERO }
     }
 
+    /// What blocked a backend of the set `before` now, and what does from now on.
     #[inline]
-    pub(super) fn one_opened(&mut self, now: Instant) {
-        self.open += 1;
-        if let Some((since, cause)) = self.blocked.take() {
-            *self.clock(cause) = *self.clock(cause) + now.since(since);
+    pub(super) fn change(&mut self, now: Instant, before: Option<Cause>, after: Option<Cause>) {
+        (self.limit, self.concurrency) = self.clocks(now);
+        self.changed_at = now;
+        match before {
+            None => self.open -= 1,
+            Some(Cause::Limit) => self.limited -= 1,
+            Some(Cause::Concurrency) => {}
         }
-    }
-
-    /// `cause`: why the last one closed, should none be left.
-    #[inline]
-    pub(super) fn one_blocked(&mut self, now: Instant, cause: Cause) {
-        self.open -= 1;
-        if self.open == 0 {
-            self.blocked = Some((now, cause));
-        }
-    }
-
-    /// A backend that stays blocked is blocked by something else from now on.
-    pub(super) fn cause_changed(&mut self, now: Instant, cause: Cause) {
-        if let Some((since, old)) = self.blocked {
-            self.blocked = Some((now, cause));
-            *self.clock(old) = *self.clock(old) + now.since(since);
+        match after {
+            None => self.open += 1,
+            Some(Cause::Limit) => self.limited += 1,
+            Some(Cause::Concurrency) => {}
         }
     }
 
     #[inline]
     pub(super) fn mark(&self, now: Instant) -> Mark {
-        let running = |cause| match self.blocked {
-            Some((since, current)) if current == cause => now.since(since),
-            _ => Span::ZERO,
-        };
-        Mark::new(self.limit + running(Cause::Limit), self.concurrency + running(Cause::Concurrency))
+        let (limit, concurrency) = self.clocks(now);
+        Mark::new(limit, concurrency)
     }
 
+    /// Time during which every backend was blocked: at least one by a limit, or all by concurrency.
     #[inline]
-    fn clock(&mut self, cause: Cause) -> &mut Span {
-        match cause {
-            Cause::Limit => &mut self.limit,
-            Cause::Concurrency => &mut self.concurrency,
-        }
+    fn clocks(&self, now: Instant) -> (Span, Span) {
+        let blocked = if self.open == 0 { now.since(self.changed_at) } else { Span::ZERO };
+        if self.limited > 0 { (self.limit + blocked, self.concurrency) } else { (self.limit, self.concurrency + blocked) }
     }
 }

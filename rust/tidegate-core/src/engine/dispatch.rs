@@ -6,7 +6,7 @@ use super::lease::LeaseId;
 use super::request::{Handle, State};
 use super::{BackendId, Engine, Timer};
 use crate::limit::Eligible;
-use crate::queue::Nodes;
+use crate::queue::{Key, Nodes};
 use crate::route::{self, Candidate};
 use crate::time::{Instant, Span};
 
@@ -37,8 +37,8 @@ impl Engine {
         self.tick(now);
         loop {
             let class = self.least_class()?;
-            if let Some(backend) = self.place(now, class) {
-                return Some(self.lease(now, class, backend));
+            if let Some((slot, backend)) = self.place(now, class) {
+                return Some(self.lease(now, slot, backend));
             }
         }
     }
@@ -88,14 +88,20 @@ impl Engine {
     /// The class with the least head among those that wait for an open backend.
     #[inline]
     fn least_class(&self) -> Option<u32> {
-        let head = |id: usize| self.backends[id].waiting.least();
-        self.ready_backends().filter_map(head).min().map(|(_, class)| class)
+        let mut least: Option<(Key, u32)> = None;
+        for id in self.ready_backends() {
+            let head = self.backends[id].waiting.least();
+            if least.is_none() || head < least {
+                least = head;
+            }
+        }
+        least.map(|(_, class)| class)
     }
 
-    /// The backend that takes the head of `class` now. If there is none, those of its set that were open are blocked when
+    /// The head of `class`, and the backend that takes it now. If there is none, those of its set that were open are blocked when
     /// this returns, or the head is expired since it cannot go before its deadline: look again.
     #[inline]
-    fn place(&mut self, now: Instant, class: u32) -> Option<u16> {
+    fn place(&mut self, now: Instant, class: u32) -> Option<(u32, u16)> {
         let waiting = &self.classes[class as usize];
         let (set, cost) = (waiting.set, waiting.cost);
         let slot = waiting.queue.head(&self.requests)?;
@@ -105,7 +111,6 @@ impl Engine {
             self.abort(now, slot, Ending::Expired(Stage::Queued));
             return None;
         }
-        let avoid = self.requests.history(slot).and_then(|history| history.avoid);
         let mut ready = 0u32;
         let mut last = 0u16;
         for index in 0..self.sets[set as usize].backends.len() {
@@ -114,22 +119,18 @@ impl Engine {
             if backend.blocked.is_some() {
                 continue;
             }
-            let until = match backend.quota.next_eligible(now, cost).eligible {
-                Eligible::Now => {
+            // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
+            let reserved_for = (cost > 1).then(|| self.requests.node(slot).key());
+            match Blocked::by(backend.quota.next_eligible(now, cost).eligible, cost, reserved_for) {
+                Some(blocked) => self.block(now, id, blocked),
+                None => {
                     ready += 1;
                     last = id;
-                    continue;
                 }
-                Eligible::At(at) | Eligible::Closed(at) => Some(at),
-                Eligible::OnAck | Eligible::Never => None,
-            };
-            let key = self.requests.node(slot).key();
-            // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
-            let reserved_for = (cost > 1).then_some(key);
-            self.block(now, id, Blocked { cause: Cause::Limit, until, reserved_for });
+            }
         }
         if ready == 1 {
-            return Some(last);
+            return Some((slot, last));
         }
         if ready == 0 {
             if deadline < Instant::FAR && self.is_hopeless(now, set, cost, deadline) {
@@ -137,6 +138,7 @@ impl Engine {
             }
             return None;
         }
+        let avoid = self.requests.history(slot).and_then(|history| history.avoid);
         let candidates = self.sets[set as usize].backends.iter().filter_map(|&id| {
             let backend = &self.backends[usize::from(id)];
             backend.blocked.is_none().then(|| Candidate {
@@ -146,7 +148,7 @@ impl Engine {
                 failed: avoid == Some(id),
             })
         });
-        route::choose(candidates)
+        route::choose(candidates).map(|backend| (slot, backend))
     }
 
     /// Whether the limits of every backend of a set admit a cost only after `deadline`. Service time is not estimated.
@@ -158,12 +160,15 @@ impl Engine {
     }
 
     #[inline]
-    fn lease(&mut self, now: Instant, class: u32, id: u16) -> Leased {
-        let waiting = &self.classes[class as usize];
+    fn lease(&mut self, now: Instant, slot: u32, id: u16) -> Leased {
+        let class = self.requests.get(slot).class;
+        let waiting = &mut self.classes[class as usize];
         let cost = waiting.cost;
-        let slot = waiting.queue.head(&self.requests).expect("a class in a heap has a head");
+        let head = waiting.queue.pop(&mut self.requests);
+        debug_assert_eq!(head, Some(slot));
+        self.ledger.queued -= 1;
+        self.head_changed(now, class);
         let blocked = self.blocked_since(now, slot);
-        self.dequeue(now, slot);
 
         let lease = self.leases.insert(slot, id, cost, now, blocked);
         let backend = &mut self.backends[usize::from(id)];
@@ -177,21 +182,28 @@ impl Engine {
         if let Some(timeout) = timeout
             && !untimed
         {
-            self.leases.get_mut(lease).timer = Some(self.wheel.arm(now + timeout, Timer::Lease(lease)));
+            self.leases.add_timed(&mut backend.timed, lease);
+            // A timer that is armed already was for an older attempt: it looks for the oldest when it fires.
+            if !std::mem::replace(&mut backend.watched, true) {
+                self.wheel.arm(now + timeout, Timer::Attempt(id));
+            }
         }
         self.ledger.leased += 1;
         if full {
-            self.block(now, id, Blocked { cause: Cause::Concurrency, until: None, reserved_for: None });
+            self.fill(now, id);
         }
-        let failed = self.requests.history(slot).map_or(0, |history| history.failed);
-        if failed == 0 {
+        let failed = self.requests.history(slot).map(|history| history.failed);
+        if failed.is_none() {
             self.budget.deposit();
+            if !self.overdrawn.is_empty() {
+                self.spend_budget(now);
+            }
         }
         Leased {
             lease: self.leases.id(lease),
             request: self.requests.handle(slot),
             backend: BackendId(id),
-            attempt: failed + 1,
+            attempt: failed.unwrap_or(0) + 1,
             priority,
             deadline,
         }
@@ -207,13 +219,12 @@ impl Engine {
         entry.mark = mark;
         entry.state = State::Queued;
         self.ledger.queued += 1;
-        let before = waiting.queue.head(&self.requests);
-        if back {
-            waiting.queue.push_back_in_order(&mut self.requests, slot);
+        let leads = if back {
+            waiting.queue.push_back_in_order(&mut self.requests, slot)
         } else {
-            waiting.queue.push(&mut self.requests, slot);
-        }
-        if before != waiting.queue.head(&self.requests) {
+            waiting.queue.push(&mut self.requests, slot)
+        };
+        if leads {
             self.head_changed(now, class);
         }
     }
@@ -270,11 +281,27 @@ impl Engine {
     pub(super) fn blocked_since(&self, now: Instant, slot: u32) -> (Span, Span) {
         let entry = self.requests.get(slot);
         let set = self.classes[entry.class as usize].set;
-        entry.mark.until(self.sets[set as usize].mark(now))
+        let (limit, concurrency) = entry.mark.until(self.sets[set as usize].mark(now));
+        // Marks are coarse: what they tell apart may be longer than the wait.
+        let since = self.requests.history(slot).map_or(entry.accepted_at, |history| history.waiting_since);
+        let waited = now.since(since);
+        let limit = limit.min(waited);
+        (limit, concurrency.min(waited - limit))
+    }
+
+    /// A backend that was open has reached its concurrency cap.
+    #[inline]
+    fn fill(&mut self, now: Instant, id: u16) {
+        let backend = &mut self.backends[usize::from(id)];
+        debug_assert!(backend.blocked.is_none() && backend.timer.is_none());
+        backend.blocked = Some(Blocked::FULL);
+        for &set in &backend.sets {
+            self.sets[set as usize].change(now, None, Some(Cause::Concurrency));
+        }
+        self.note_ready(id);
     }
 
     /// Takes nothing more from the queue to this backend until its timer, or an event, reopens it.
-    #[inline]
     fn block(&mut self, now: Instant, id: u16, blocked: Blocked) {
         let backend = &mut self.backends[usize::from(id)];
         let before = backend.blocked.replace(blocked);
@@ -282,19 +309,17 @@ impl Engine {
             self.wheel.disarm(timer);
         }
         backend.timer = blocked.until.map(|until| self.wheel.arm(until, Timer::Backend(id)));
-        for &set in &backend.sets {
-            match before {
-                None => self.sets[set as usize].one_blocked(now, blocked.cause),
-                Some(before) if before.cause != blocked.cause => {
-                    self.sets[set as usize].cause_changed(now, blocked.cause);
-                }
-                Some(_) => {}
+        let before = before.map(|before| before.cause);
+        if before != Some(blocked.cause) {
+            for &set in &backend.sets {
+                self.sets[set as usize].change(now, before, Some(blocked.cause));
             }
         }
         self.note_ready(id);
     }
 
     /// Looks at a blocked backend again: first at the attempts that wait to send one more message, then at its concurrency.
+    #[inline]
     pub(super) fn reopen(&mut self, now: Instant, id: u16) {
         if let Some(blocked) = self.serve_recharges(now, id) {
             self.block(now, id, blocked);
@@ -302,15 +327,15 @@ impl Engine {
         }
         let backend = &mut self.backends[usize::from(id)];
         if backend.is_full() {
-            self.block(now, id, Blocked { cause: Cause::Concurrency, until: None, reserved_for: None });
+            self.block(now, id, Blocked::FULL);
             return;
         }
-        if backend.blocked.take().is_some() {
+        if let Some(before) = backend.blocked.take() {
             if let Some(timer) = backend.timer.take() {
                 self.wheel.disarm(timer);
             }
             for &set in &backend.sets {
-                self.sets[set as usize].one_opened(now);
+                self.sets[set as usize].change(now, Some(before.cause), None);
             }
         }
         self.note_ready(id);

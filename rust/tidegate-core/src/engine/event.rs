@@ -45,7 +45,7 @@ pub struct Ended {
 /// Something for the shell to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Interrupt the handler of this attempt; its request has moved on. If it was `timed_out`, `request` failed on `backend`.
+    /// Interrupt the handler of this attempt; its request has moved on.
     Interrupt {
         /// The attempt, a stray by now.
         lease: LeaseId,
@@ -70,7 +70,8 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A server rejected a message: its quota is closed.
+    /// A server rejected a message: its quota is closed. Rejections of what was in flight then may put the end off, and are no
+    /// events.
     LimitClosed {
         /// Whose.
         backend: BackendId,

@@ -1,7 +1,6 @@
 //! The record of an attempt.
 
 use crate::time::{Instant, Span};
-use crate::wheel::TimerId;
 
 /// Names an attempt until the shell has finished it, and never another one after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,9 +34,33 @@ pub(super) struct Lease {
     pub(super) started_at: Instant,
     /// When its last message was sent.
     pub(super) sent_at: Instant,
-    pub(super) timer: Option<TimerId>,
+    /// Neighbours in the [`Timed`] list of its backend.
+    older: u32,
+    newer: u32,
     /// Blocked time of the wait that this attempt ended.
     pub(super) blocked: (Span, Span),
+}
+
+/// No lease: the end of a [`Timed`] list.
+const NIL: u32 = u32::MAX;
+/// In `older`: the lease is in no list.
+const UNTIMED: u32 = u32::MAX - 1;
+
+/// The attempts of one backend that have a timeout, in the order in which they started. It is the same for all of them, so it is in this order
+/// that they time out, and only the oldest needs a timer.
+#[derive(Debug)]
+pub(super) struct Timed {
+    oldest: u32,
+    newest: u32,
+}
+
+impl Timed {
+    pub(super) const NONE: Timed = Timed { oldest: NIL, newest: NIL };
+
+    #[inline]
+    pub(super) fn oldest(&self) -> Option<u32> {
+        (self.oldest != NIL).then_some(self.oldest)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +81,8 @@ impl Leases {
             rejected: false,
             started_at: now,
             sent_at: now,
-            timer: None,
+            older: UNTIMED,
+            newer: NIL,
             blocked,
         };
         if let Some(index) = self.free.pop() {
@@ -78,6 +102,34 @@ impl Leases {
         lease.live = false;
         lease.request = None;
         self.free.push(index);
+    }
+
+    /// Adds an attempt that has just started to the list of its backend.
+    #[inline]
+    pub(super) fn add_timed(&mut self, timed: &mut Timed, index: u32) {
+        let older = std::mem::replace(&mut timed.newest, index);
+        self.leases[index as usize].older = older;
+        match older {
+            NIL => timed.oldest = index,
+            _ => self.leases[older as usize].newer = index,
+        }
+    }
+
+    /// Takes an attempt out of the list of its backend, if it is in.
+    #[inline]
+    pub(super) fn remove_timed(&mut self, timed: &mut Timed, index: u32) {
+        let lease = &mut self.leases[index as usize];
+        let older = std::mem::replace(&mut lease.older, UNTIMED);
+        let newer = std::mem::replace(&mut lease.newer, NIL);
+        match older {
+            UNTIMED => return,
+            NIL => timed.oldest = newer,
+            _ => self.leases[older as usize].newer = newer,
+        }
+        match newer {
+            NIL => timed.newest = older,
+            _ => self.leases[newer as usize].older = older,
+        }
     }
 
     #[inline]

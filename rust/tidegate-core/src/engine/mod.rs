@@ -39,7 +39,7 @@ use crate::queue::ingress::Room;
 use crate::queue::{Class, Key};
 use crate::retry::{Budget, Random, Retry};
 use crate::time::Instant;
-use crate::wheel::Wheel;
+use crate::wheel::{TimerId, Wheel};
 use backend::{Backend, BackendSet};
 use crew::Crew;
 use lease::Leases;
@@ -112,10 +112,12 @@ const MOST_EVENTS: usize = 1024;
 enum Timer {
     /// The deadline of the request in this slot, or the end of its backoff.
     Request(u32),
-    /// The attempt timeout of this lease.
-    Lease(u32),
+    /// The oldest attempt of this backend may have run for as long as it may.
+    Attempt(u16),
     /// A blocked backend's limits may have room.
     Backend(u16),
+    /// The retry budget has earned a retry that is waited for.
+    Budget,
 }
 
 #[derive(Debug)]
@@ -140,11 +142,17 @@ pub struct Engine {
     wheel: Wheel<Timer>,
     retry: Retry,
     budget: Budget,
+    /// Requests whose backoff is over and that wait for the budget of their retry, first come first served. One that has ended
+    /// meanwhile is skipped when its turn comes.
+    overdrawn: VecDeque<Handle>,
+    budget_timer: Option<TimerId>,
     random: Random,
     room: Room,
     ledger: Ledger,
     next_sequence: u64,
     accepting: bool,
+    /// No request gets another attempt.
+    winding_down: bool,
     crew: Crew,
     ended: VecDeque<Ended>,
     actions: VecDeque<Action>,
@@ -166,11 +174,14 @@ impl Engine {
             wheel: Wheel::new(),
             budget: Budget::new(&options.retry, now),
             retry: options.retry,
+            overdrawn: VecDeque::new(),
+            budget_timer: None,
             random: Random::new(options.seed),
             room: Room::new(options.capacity),
             ledger: Ledger::default(),
             next_sequence: 0,
             accepting: true,
+            winding_down: false,
             crew: Crew::default(),
             ended: VecDeque::new(),
             actions: VecDeque::new(),
@@ -178,7 +189,7 @@ impl Engine {
         }
     }
 
-    /// Bytes that a waiting request takes here.
+    /// Bytes that a waiting request takes here; one with a deadline or an earlier attempt takes more.
     pub const BYTES_PER_REQUEST: usize = Requests::bytes_each();
 
     /// Adds a backend, open and with nothing used.
@@ -220,11 +231,15 @@ impl Engine {
             return set;
         }
         let set = self.sets.len() as u32;
-        let open = backends.iter().filter(|&&b| self.backends[usize::from(b)].blocked.is_none()).count();
-        for &backend in &backends {
-            self.backends[usize::from(backend)].sets.push(set);
+        let mut clocks = BackendSet::new(backends.clone(), now);
+        for &id in &backends {
+            let backend = &mut self.backends[usize::from(id)];
+            backend.sets.push(set);
+            if let Some(blocked) = backend.blocked {
+                clocks.change(now, None, Some(blocked.cause));
+            }
         }
-        self.sets.push(BackendSet::new(backends.clone(), open as u32, now));
+        self.sets.push(clocks);
         self.set_ids.insert(backends, set);
         set
     }
@@ -285,6 +300,17 @@ impl Engine {
         self.accepting
     }
 
+    /// Accepts nothing more, cancels what waits, and lets attempts that run be the last of their requests.
+    pub fn wind_down(&mut self, now: Instant) {
+        self.accepting = false;
+        self.winding_down = true;
+        for slot in self.requests.pending() {
+            if matches!(self.requests.get(slot).state, State::Queued | State::Delayed) {
+                self.abort(now, slot, Ending::Cancelled);
+            }
+        }
+    }
+
     /// Accepts nothing more and ends all that is pending, but for values that exist already.
     pub fn close(&mut self, now: Instant) {
         self.accepting = false;
@@ -314,13 +340,17 @@ impl Engine {
                     self.backends[usize::from(backend)].timer = None;
                     self.reopen(now, backend);
                 }
-                Timer::Lease(lease) => {
-                    self.leases.get_mut(lease).timer = None;
-                    self.time_out(now, lease);
+                Timer::Attempt(backend) => {
+                    self.backends[usize::from(backend)].watched = false;
+                    self.time_out_oldest(now, backend);
                 }
                 Timer::Request(slot) => {
                     self.requests.get_mut(slot).timer = None;
                     self.request_due(now, slot);
+                }
+                Timer::Budget => {
+                    self.budget_timer = None;
+                    self.spend_budget(now);
                 }
             }
         }
@@ -330,6 +360,11 @@ impl Engine {
     #[inline]
     pub fn next_wake(&self) -> Option<Instant> {
         self.wheel.next_wake()
+    }
+
+    /// Timers that are armed: at most one a backend, a deadline or backoff, a running attempt, and one for the retry budget.
+    pub fn timers(&self) -> usize {
+        self.wheel.len()
     }
 
     /// The next request that ended without its owner being told, by order of ending.
@@ -367,11 +402,29 @@ impl Engine {
                 let timer = self.wheel.arm(entry.deadline, Timer::Request(slot));
                 self.requests.get_mut(slot).timer = Some(timer);
             }
-            let history = self.requests.history_mut(slot);
-            history.waits.backoff = history.waits.backoff + now.since(history.waiting_since);
-            history.waiting_since = now;
-            self.ledger.queued -= 1;
-            self.enqueue(now, slot, true);
+            self.overdrawn.push_back(self.requests.handle(slot));
+            self.spend_budget(now);
+        }
+    }
+
+    /// Lets the retries that wait for their budget go as far as it reaches.
+    fn spend_budget(&mut self, now: Instant) {
+        if let Some(timer) = self.budget_timer.take() {
+            self.wheel.disarm(timer);
+        }
+        while let Some(&handle) = self.overdrawn.front() {
+            if let Some(slot) = self.requests.find(handle) {
+                if let Err(at) = self.budget.withdraw(now) {
+                    self.budget_timer = Some(self.wheel.arm(at, Timer::Budget));
+                    return;
+                }
+                let history = self.requests.history_mut(slot);
+                history.waits.backoff = history.waits.backoff + now.since(history.waiting_since);
+                history.waiting_since = now;
+                self.ledger.queued -= 1;
+                self.enqueue(now, slot, true);
+            }
+            self.overdrawn.pop_front();
         }
     }
 

@@ -1,5 +1,7 @@
 //! The record of a request: at most 64 bytes while it waits.
 
+use std::ops::Add;
+
 use crate::queue::{Key, Node, Nodes};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
@@ -125,6 +127,19 @@ pub struct Waits {
     pub attempt: Span,
 }
 
+impl Add for Waits {
+    type Output = Waits;
+
+    fn add(self, other: Waits) -> Waits {
+        Waits {
+            limit: self.limit + other.limit,
+            concurrency: self.concurrency + other.concurrency,
+            backoff: self.backoff + other.backoff,
+            attempt: self.attempt + other.attempt,
+        }
+    }
+}
+
 /// The requests that are pending, by slot.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
@@ -235,7 +250,7 @@ impl Requests {
         &mut self.histories[entry.history as usize]
     }
 
-    /// Bytes that each waiting request takes, its place in the free list included.
+    /// Bytes that each waiting request takes; a deadline's timer and what earlier attempts left behind come on top.
     pub(super) const fn bytes_each() -> usize {
         size_of::<Entry>()
     }

@@ -126,6 +126,8 @@ impl Policy for AckGcra {
         self.pending = self.pending.saturating_sub(cost);
     }
 
+    /// # Complexity
+    /// Linear in the arrivals that came since the last send.
     fn used(&self, now: Instant) -> u32 {
         let now = now.max(self.latest);
         let (mut tat, mut pending) = (self.tat, self.pending);

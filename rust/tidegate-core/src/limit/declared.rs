@@ -151,10 +151,10 @@ impl Margin {
         period + self.floor.max(nanos(drift.div_ceil(1_000_000)))
     }
 
-    /// The emission interval of `amount` units per `period`, stretched by the drift and rounded up.
+    /// The emission interval of `amount` units per `period`, stretched by the drift and rounded up; at least 1 ns.
     pub(super) fn interval(self, amount: u32, period: Span) -> Span {
         let stretched = u128::from(period.as_nanos()) * (1_000_000 + u128::from(self.ppm));
-        nanos(stretched.div_ceil(1_000_000 * u128::from(amount.max(1))))
+        nanos(stretched.div_ceil(1_000_000 * u128::from(amount.max(1))).max(1))
     }
 }
 
@@ -166,4 +166,32 @@ impl Default for Margin {
 
 fn nanos(count: u128) -> Span {
     Span::from_nanos(u64::try_from(count).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_what_was_declared() {
+        let minute = Span::from_secs(60);
+        let window = Limit::window(100, minute).unwrap();
+        assert_eq!((window.kind(), window.amount(), window.period()), (Kind::Window, 100, minute));
+        assert_eq!((window.burst(), window.capacity()), (100, 100));
+        let bucket = Limit::bucket(100, minute, 5).unwrap();
+        assert_eq!((bucket.kind(), bucket.amount(), bucket.period()), (Kind::Bucket, 100, minute));
+        assert_eq!((bucket.burst(), bucket.capacity()), (5, 5));
+    }
+
+    #[test]
+    fn a_limit_that_admits_nothing_or_cannot_be_counted_is_refused() {
+        let (day, century) = (Span::from_secs(86_400), Span::from_secs(100 * 31_557_600));
+        assert_eq!(Limit::window(0, day), Err(LimitError::ZeroAmount));
+        assert_eq!(Limit::window(1, Span::ZERO), Err(LimitError::ZeroPeriod));
+        assert_eq!(Limit::bucket(1, day, 0), Err(LimitError::ZeroBurst));
+        assert_eq!(Limit::bucket(1, century, 2), Err(LimitError::TooLong));
+        assert_eq!(Limit::window(1, century + Span::from_nanos(1)), Err(LimitError::TooLong));
+        assert!(Limit::bucket(2, century, 2).is_ok());
+        assert!(Limit::bucket(u32::MAX, day, u32::MAX).is_ok());
+    }
 }

@@ -250,3 +250,93 @@ fn rank(eligible: Eligible) -> (u8, Instant) {
         Eligible::Never => (4, Instant::ORIGIN),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(nanos: u64) -> Instant {
+        Instant::from_nanos(nanos)
+    }
+
+    fn window(amount: u32, period: u64) -> Limit {
+        Limit::window(amount, Span::from_nanos(period)).unwrap()
+    }
+
+    fn blocked(eligible: Eligible, blocker: u16, cost_only: bool) -> Verdict {
+        let blocker = Some(blocker);
+        Verdict { eligible, blocker, cost_only }
+    }
+
+    #[test]
+    fn the_limit_that_holds_back_most_decides() {
+        let limits = [window(2, 100), window(3, 1000), window(10, 10)];
+        let mut quota = Quota::new(&limits, Margin::NONE);
+        assert_eq!(quota.next_eligible(at(0), 3), blocked(Eligible::Never, 0, true));
+        quota.send(at(0), 2);
+        assert_eq!(quota.next_eligible(at(0), 1), blocked(Eligible::OnAck, 0, false));
+        assert_eq!(quota.next_eligible(at(0), 2), blocked(Eligible::OnAck, 0, false));
+        quota.ack(at(10), 2);
+        assert_eq!(quota.next_eligible(at(10), 1), blocked(Eligible::At(at(110)), 0, false));
+        assert_eq!(quota.next_eligible(at(10), 2), blocked(Eligible::At(at(1010)), 1, false));
+        assert_eq!(quota.next_eligible(at(110), 2), blocked(Eligible::At(at(1010)), 1, true));
+        let open = Verdict { eligible: Eligible::Now, blocker: None, cost_only: false };
+        assert_eq!(quota.next_eligible(at(110), 1), open);
+        assert_eq!(quota.headroom(at(110)), 1);
+        assert_eq!(quota.capacity(), 2);
+        assert!(quota.limits().eq(&limits));
+    }
+
+    #[test]
+    fn a_cost_that_never_fits_says_so_even_while_closed() {
+        let mut quota = Quota::new(&[window(2, 100)], Margin::NONE);
+        quota.rejected(at(0), at(0), None);
+        assert_eq!(quota.next_eligible(at(0), 3), blocked(Eligible::Never, 0, false));
+        assert_eq!(quota.next_eligible(at(0), 2).eligible, Eligible::Closed(at(100)));
+    }
+
+    #[test]
+    fn a_rejection_closes_for_what_the_server_says_else_the_shortest_period_else_a_second() {
+        let closed = |limits: &[Limit], told| Quota::new(limits, Margin::NONE).rejected(at(5), at(0), told);
+        let limits = [window(2, 900), window(2, 100)];
+        assert_eq!(closed(&limits, Some(Span::from_nanos(7))), Some(at(12)));
+        assert_eq!(closed(&limits, None), Some(at(105)));
+        assert_eq!(closed(&[], None), Some(at(1_000_000_005)));
+    }
+
+    #[test]
+    fn a_message_sent_into_a_closure_is_not_its_probe() {
+        let mut quota = Quota::new(&[], Margin::NONE);
+        quota.rejected(at(0), at(0), Some(Span::from_nanos(100)));
+        quota.send(at(50), 1);
+        assert!(!quota.accepted(at(50)));
+        assert_eq!(quota.gate(at(99)), GateState::Closed(at(100)));
+        assert_eq!(quota.gate(at(100)), GateState::Reopening);
+        quota.send(at(100), 1);
+        quota.unanswered(at(50));
+        assert_eq!(quota.next_eligible(at(100), 1).eligible, Eligible::OnAck);
+        assert!(!quota.accepted(at(50)));
+        assert!(quota.accepted(at(100)));
+        assert_eq!(quota.gate(at(100)), GateState::Open);
+    }
+
+    #[test]
+    fn a_probe_is_charged_to_the_limits() {
+        let mut quota = Quota::new(&[window(1, 100)], Margin::NONE);
+        quota.send(at(0), 1);
+        quota.ack(at(10), 1);
+        quota.rejected(at(10), at(0), Some(Span::from_nanos(20)));
+        assert_eq!(quota.next_eligible(at(30), 1).eligible, Eligible::At(at(110)));
+        assert_eq!(quota.headroom(at(30)), 0);
+        assert_eq!(quota.headroom(at(110)), 1);
+    }
+
+    #[test]
+    fn without_limits_anything_goes() {
+        let mut quota = Quota::new(&[], Margin::default());
+        quota.send(at(0), u32::MAX);
+        assert_eq!(quota.next_eligible(at(0), u32::MAX).eligible, Eligible::Now);
+        assert_eq!((quota.capacity(), quota.headroom(at(0))), (u32::MAX, u32::MAX));
+        assert_eq!(quota.usage(at(0)).count(), 0);
+    }
+}

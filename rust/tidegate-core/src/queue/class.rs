@@ -61,9 +61,10 @@ pub trait Nodes {
     fn node_mut(&mut self, slot: u32) -> &mut Node;
 }
 
-/// First and last slot of a band's list; a band without requests has no list.
+/// The fresh requests of one band: first and last slot.
 #[derive(Clone, Copy, Debug)]
 struct List {
+    band: u8,
     head: u32,
     tail: u32,
 }
@@ -71,13 +72,11 @@ struct List {
 /// The requests of one class. It stores slots; the nodes are the owner's.
 ///
 /// # Complexity
-/// `push`, `head` and `remove` of a fresh request are O(1) (the lists of the occupied bands are dense, found by counting bits);
-/// those of a request that came back are O(log of how many came back).
+/// `head`, and `pop` and `remove` of a fresh request, are O(1); `push` finds the list of its band among those that are not empty, most
+/// of the time one or two. With requests that came back all are O(log of how many came back).
 #[derive(Debug, Default)]
 pub struct Class {
-    /// Bit `b % 64` of word `b / 64`: band `b` has a list.
-    occupied: [u64; 4],
-    /// The lists of the occupied bands, most urgent first.
+    /// The lists that are not empty, most urgent band first.
     lists: Vec<List>,
     returned: BTreeMap<Key, u32>,
     len: u32,
@@ -107,38 +106,59 @@ impl Class {
         }
     }
 
-    /// Adds a request whose key is larger than all keys that were pushed in its band before.
+    /// Adds a request whose key is larger than all keys that were pushed in its band before. True when it is the head now.
     #[inline]
-    pub fn push(&mut self, nodes: &mut impl Nodes, slot: u32) {
-        let band = nodes.node(slot).key.band();
-        let rank = self.rank(band);
-        if self.has(band) {
-            let list = &mut self.lists[rank];
-            nodes.node_mut(list.tail).next = slot;
-            let node = nodes.node_mut(slot);
-            node.prev = list.tail;
-            node.next = NIL;
-            list.tail = slot;
-        } else {
-            self.lists.insert(rank, List { head: slot, tail: slot });
-            self.occupied[usize::from(band) / 64] |= 1 << (band % 64);
-            let node = nodes.node_mut(slot);
-            node.prev = NIL;
-            node.next = NIL;
-        }
+    pub fn push(&mut self, nodes: &mut impl Nodes, slot: u32) -> bool {
         self.len += 1;
+        let key = nodes.node(slot).key;
+        match self.list(key.band()) {
+            Ok(rank) => {
+                let tail = std::mem::replace(&mut self.lists[rank].tail, slot);
+                nodes.node_mut(tail).next = slot;
+                let node = nodes.node_mut(slot);
+                (node.prev, node.next) = (tail, NIL);
+                false
+            }
+            Err(rank) => {
+                self.lists.insert(rank, List { band: key.band(), head: slot, tail: slot });
+                let node = nodes.node_mut(slot);
+                (node.prev, node.next) = (NIL, NIL);
+                rank == 0 && self.returned.first_key_value().is_none_or(|(returned, _)| key < *returned)
+            }
+        }
     }
 
-    /// Adds a request that was taken before and keeps its key.
-    pub fn push_back_in_order(&mut self, nodes: &mut impl Nodes, slot: u32) {
+    /// Adds a request that was taken before and keeps its key. True when it is the head now.
+    pub fn push_back_in_order(&mut self, nodes: &mut impl Nodes, slot: u32) -> bool {
         let node = nodes.node_mut(slot);
         node.prev = RETURNED;
         self.returned.insert(node.key, slot);
         self.len += 1;
+        self.head(nodes) == Some(slot)
+    }
+
+    /// Takes out the request with the least key.
+    #[inline]
+    pub fn pop(&mut self, nodes: &mut impl Nodes) -> Option<u32> {
+        let slot = self.head(nodes)?;
+        let Node { next, prev, .. } = *nodes.node(slot);
+        self.len -= 1;
+        match (prev, next) {
+            (RETURNED, _) => {
+                self.returned.pop_first();
+            }
+            (_, NIL) => {
+                self.lists.remove(0);
+            }
+            _ => {
+                nodes.node_mut(next).prev = NIL;
+                self.lists[0].head = next;
+            }
+        }
+        Some(slot)
     }
 
     /// Takes out the request in `slot`, which waits here.
-    #[inline]
     pub fn remove(&mut self, nodes: &mut impl Nodes, slot: u32) {
         let Node { next, prev, key } = *nodes.node(slot);
         self.len -= 1;
@@ -153,31 +173,107 @@ impl Class {
             nodes.node_mut(next).prev = prev;
         }
         if prev == NIL || next == NIL {
-            let band = key.band();
-            let rank = self.rank(band);
-            let list = &mut self.lists[rank];
+            let rank = self.list(key.band()).expect("the band of a node in a list has a list");
             match (prev, next) {
                 (NIL, NIL) => {
                     self.lists.remove(rank);
-                    self.occupied[usize::from(band) / 64] &= !(1 << (band % 64));
                 }
-                (NIL, _) => list.head = next,
-                (_, _) => list.tail = prev,
+                (NIL, _) => self.lists[rank].head = next,
+                (_, _) => self.lists[rank].tail = prev,
             }
         }
     }
 
+    /// Where the list of `band` is, or would be.
     #[inline]
-    fn has(&self, band: u8) -> bool {
-        self.occupied[usize::from(band) / 64] & (1 << (band % 64)) != 0
+    fn list(&self, band: u8) -> Result<usize, usize> {
+        self.lists.binary_search_by_key(&band, |list| list.band)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Store(Vec<Node>);
+
+    impl Nodes for Store {
+        fn node(&self, slot: u32) -> &Node {
+            &self.0[slot as usize]
+        }
+        fn node_mut(&mut self, slot: u32) -> &mut Node {
+            &mut self.0[slot as usize]
+        }
     }
 
-    /// How many occupied bands are more urgent than `band`: the place of its list in `lists`.
-    #[inline]
-    fn rank(&self, band: u8) -> usize {
-        let word = usize::from(band) / 64;
-        let below = self.occupied[word] & ((1 << (band % 64)) - 1);
-        let before: u32 = self.occupied[..word].iter().map(|bits| bits.count_ones()).sum();
-        (before + below.count_ones()) as usize
+    #[derive(Clone, Debug)]
+    enum Op {
+        /// A fresh request in this band.
+        Push(u8),
+        Pop,
+        /// One that waits leaves.
+        Remove(usize),
+        /// One that has left comes back.
+        Return(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let band = prop_oneof![3 => prop::sample::select(vec![0u8, 63, 64, 127, 128, 191, 192, 255]), 1 => any::<u8>()];
+        prop_oneof![
+            6 => band.prop_map(Op::Push),
+            3 => Just(Op::Pop),
+            2 => (0usize..1000).prop_map(Op::Remove),
+            3 => (0usize..1000).prop_map(Op::Return),
+        ]
+    }
+
+    #[test]
+    fn keys_order_by_band_then_sequence() {
+        assert!(Key::new(0, u64::MAX) < Key::new(1, 0));
+        assert!(Key::new(255, 3) < Key::new(255, 4));
+        assert_eq!(Key::new(77, 5).band(), 77);
+    }
+
+    proptest! {
+        /// The head is the least of all keys that wait, whatever is pushed, taken out at any place, or comes back.
+        #[test]
+        fn orders_as_a_sorted_set(ops in prop::collection::vec(op(), 1..300)) {
+            let mut store = Store(Vec::new());
+            let mut class = Class::default();
+            let mut waiting: BTreeSet<(Key, u32)> = BTreeSet::new();
+            let mut taken: Vec<(Key, u32)> = Vec::new();
+            for op in ops {
+                let leaving = match op {
+                    Op::Push(band) => {
+                        let slot = store.0.len() as u32;
+                        let key = Key::new(band, u64::from(slot));
+                        store.0.push(Node::new(key));
+                        class.push(&mut store, slot);
+                        waiting.insert((key, slot));
+                        None
+                    }
+                    Op::Return(index) if !taken.is_empty() => {
+                        let entry = taken.swap_remove(index % taken.len());
+                        class.push_back_in_order(&mut store, entry.1);
+                        waiting.insert(entry);
+                        None
+                    }
+                    Op::Return(_) => None,
+                    Op::Pop => waiting.first().copied(),
+                    Op::Remove(index) => waiting.iter().nth(index % waiting.len().max(1)).copied(),
+                };
+                if let Some(entry) = leaving {
+                    class.remove(&mut store, entry.1);
+                    waiting.remove(&entry);
+                    taken.push(entry);
+                }
+                prop_assert_eq!(class.head(&store), waiting.first().map(|(_, slot)| *slot));
+                prop_assert_eq!((class.len(), class.is_empty()), (waiting.len(), waiting.is_empty()));
+            }
+        }
     }
 }

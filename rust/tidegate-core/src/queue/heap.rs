@@ -37,6 +37,12 @@ impl ReadyHeap {
     /// Puts `class` in with the key of its head, or moves it there.
     #[inline]
     pub fn set(&mut self, class: u32, key: Key) {
+        if let [only] = self.items.as_mut_slice()
+            && only.1 == class
+        {
+            only.0 = key;
+            return;
+        }
         let index = class as usize;
         if self.position.len() <= index {
             self.position.resize(index + 1, ABSENT);
@@ -109,5 +115,42 @@ impl ReadyHeap {
     fn place(&mut self, at: usize, item: (Key, u32)) {
         self.items[at] = item;
         self.position[item.1 as usize] = at as u32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The least is that of a sorted map, for classes that come, move either way and go at random.
+        #[test]
+        fn orders_as_a_sorted_map(ops in prop::collection::vec((0u32..24, prop::option::weighted(0.75, any::<u8>())), 1..300)) {
+            let mut heap = ReadyHeap::default();
+            let mut model: BTreeMap<u32, Key> = BTreeMap::new();
+            for (class, band) in ops {
+                // A key belongs to one class at a time, as a request waits in one class.
+                match band.map(|band| Key::new(band, u64::from(class))) {
+                    Some(key) => {
+                        heap.set(class, key);
+                        model.insert(class, key);
+                    }
+                    None => {
+                        heap.remove(class);
+                        model.remove(&class);
+                    }
+                }
+                prop_assert_eq!(heap.least(), model.iter().map(|(class, key)| (*key, *class)).min());
+                prop_assert_eq!(heap.is_empty(), model.is_empty());
+                prop_assert_eq!(heap.classes().collect::<BTreeSet<_>>(), model.keys().copied().collect());
+                for (at, (_, class)) in heap.items.iter().enumerate() {
+                    prop_assert_eq!(heap.position[*class as usize], at as u32);
+                }
+            }
+        }
     }
 }

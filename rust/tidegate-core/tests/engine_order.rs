@@ -1,0 +1,431 @@
+//! Which request goes next, and where: exactly what a slow model says.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{TICK, at, cases, engine, retry, submit, take_all};
+use proptest::prelude::*;
+use tidegate_core::engine::{
+    Action, Answer, BackendSpec, Engine, Finished, Flags, Handle, LeaseId, Outcome, Recharge, Submission,
+};
+use tidegate_core::limit::{Eligible, Limit, Margin, Quota};
+use tidegate_core::time::{Instant, Span};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The model: a list of all that waits, sorted at every question, and the quotas driven by hand.
+
+#[derive(Debug)]
+struct Request {
+    /// Priority, then order of acceptance.
+    key: (u8, usize),
+    class: usize,
+    handle: Handle,
+    waits: bool,
+    /// Where its last attempt failed.
+    avoid: Option<usize>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    /// `None` once it is given up.
+    request: Option<usize>,
+    backend: usize,
+    unacked: u32,
+    sent: Instant,
+    rejected: bool,
+}
+
+#[derive(Debug)]
+struct Site {
+    quota: Quota,
+    concurrency: usize,
+    weight: f64,
+    /// Attempts that wait to send one more message.
+    recharges: Vec<(LeaseId, u32)>,
+    longest_latency: Span,
+}
+
+#[derive(Debug)]
+struct Model {
+    sites: Vec<Site>,
+    /// Backends, cost.
+    classes: Vec<(Vec<usize>, u32)>,
+    requests: Vec<Request>,
+    attempts: BTreeMap<u64, Attempt>,
+    /// Extra messages that were let go since this was last emptied.
+    recharged: BTreeSet<u64>,
+}
+
+impl Model {
+    fn in_flight(&self, backend: usize) -> usize {
+        self.attempts.values().filter(|attempt| attempt.backend == backend).count()
+    }
+
+    /// The least request that has a ready backend, and the one of these that is used least.
+    fn next(&self, now: Instant) -> Option<(usize, usize)> {
+        let mut waiting: Vec<usize> = (0..self.requests.len()).filter(|index| self.requests[*index].waits).collect();
+        waiting.sort_by_key(|index| self.requests[*index].key);
+        // What a more urgent request waits for is kept for it, although the room may suffice for a smaller one.
+        let mut kept = BTreeSet::new();
+        for index in waiting {
+            let request = &self.requests[index];
+            let (backends, cost) = &self.classes[request.class];
+            let load =
+                |backend: usize| (request.avoid == Some(backend), self.in_flight(backend) as f64 / self.sites[backend].weight);
+            let mut best: Option<usize> = None;
+            for &backend in backends {
+                let site = &self.sites[backend];
+                if self.in_flight(backend) >= site.concurrency || !site.recharges.is_empty() || kept.contains(&backend) {
+                    continue;
+                }
+                if site.quota.next_eligible(now, *cost).eligible != Eligible::Now {
+                    kept.insert(backend);
+                } else if best.is_none_or(|best| load(backend) < load(best)) {
+                    best = Some(backend);
+                }
+            }
+            if let Some(backend) = best {
+                return Some((index, backend));
+            }
+        }
+        None
+    }
+
+    /// Lets go what the limits admit of the messages ahead of the queue.
+    fn serve(&mut self, now: Instant) {
+        for site in &mut self.sites {
+            while let Some(&(lease, cost)) = site.recharges.first()
+                && site.quota.next_eligible(now, cost).eligible == Eligible::Now
+            {
+                site.recharges.remove(0);
+                site.quota.send(now, cost);
+                let attempt = self.attempts.get_mut(&lease.to_bits()).unwrap();
+                (attempt.unacked, attempt.sent, attempt.rejected) = (cost, now, false);
+                self.recharged.insert(lease.to_bits());
+            }
+        }
+    }
+
+    fn answered(&mut self, now: Instant, lease: LeaseId, rejection: Option<Option<Span>>) {
+        let attempt = self.attempts.get_mut(&lease.to_bits()).unwrap();
+        let site = &mut self.sites[attempt.backend];
+        if attempt.unacked > 0 {
+            site.longest_latency = site.longest_latency.max(now.since(attempt.sent));
+            site.quota.ack(now, attempt.unacked);
+            attempt.unacked = 0;
+        }
+        match rejection {
+            Some(_) if attempt.rejected => {}
+            Some(retry_after) => {
+                attempt.rejected = true;
+                site.quota.rejected(now, attempt.sent, retry_after);
+            }
+            None if attempt.rejected => {}
+            None => drop(site.quota.accepted(attempt.sent)),
+        }
+    }
+
+    fn unanswered(&mut self, now: Instant, lease: LeaseId) {
+        let attempt = self.attempts.get_mut(&lease.to_bits()).unwrap();
+        let site = &mut self.sites[attempt.backend];
+        if attempt.unacked > 0 {
+            site.quota.ack(now + site.longest_latency, attempt.unacked);
+            site.quota.unanswered(attempt.sent);
+            attempt.unacked = 0;
+        }
+    }
+
+    fn drop_recharge(&mut self, lease: LeaseId) {
+        let backend = self.attempts[&lease.to_bits()].backend;
+        self.sites[backend].recharges.retain(|(waiting, _)| *waiting != lease);
+    }
+
+    fn finish(&mut self, now: Instant, lease: LeaseId, end: &End) {
+        self.drop_recharge(lease);
+        let attempt = &self.attempts[&lease.to_bits()];
+        let (request, backend, unacked, sent) = (attempt.request, attempt.backend, attempt.unacked, attempt.sent);
+        match end {
+            End::Unsent if unacked > 0 => self.sites[backend].quota.refund(sent, unacked),
+            End::Limited(retry_after) => self.answered(now, lease, Some(*retry_after)),
+            End::Ok | End::Failed(Some(_)) if request.is_some() => self.answered(now, lease, None),
+            _ => self.unanswered(now, lease),
+        }
+        let attempt = self.attempts.remove(&lease.to_bits()).unwrap();
+        let Some(request) = request else { return };
+        let request = &mut self.requests[request];
+        match end {
+            End::Ok if attempt.rejected => request.waits = true,
+            End::Ok => {}
+            End::Limited(_) => request.waits = true,
+            End::Failed(_) | End::Unsent => {
+                request.waits = true;
+                request.avoid = Some(backend);
+            }
+        }
+    }
+
+    fn cancel(&mut self, now: Instant, index: usize) {
+        self.requests[index].waits = false;
+        let running = self.attempts.iter().find(|(_, attempt)| attempt.request == Some(index));
+        if let Some((&bits, _)) = running {
+            let lease = LeaseId::from_bits(bits);
+            self.drop_recharge(lease);
+            self.unanswered(now, lease);
+            self.attempts.get_mut(&bits).unwrap().request = None;
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What happens.
+
+#[derive(Clone, Debug)]
+enum End {
+    Ok,
+    Limited(Option<Span>),
+    /// With a status, or without headers.
+    Failed(Option<u16>),
+    Unsent,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Pass(u64),
+    Submit(u8, usize),
+    Take,
+    Ask,
+    Ack(usize, Option<u16>),
+    Recharge(usize, u32),
+    Finish(usize, End),
+    Cancel(usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let end = prop_oneof![
+        4 => Just(End::Ok),
+        2 => prop::option::of((0..40 * TICK).prop_map(Span::from_nanos)).prop_map(End::Limited),
+        2 => prop::option::of(Just(500)).prop_map(End::Failed),
+        1 => Just(End::Unsent),
+    ];
+    let status = prop_oneof![2 => Just(None), 3 => Just(Some(200)), 1 => Just(Some(429))];
+    prop_oneof![
+        4 => (1u64..40).prop_map(Op::Pass),
+        8 => (0u8..4, 0usize..1000).prop_map(|(band, class)| Op::Submit(band * 85, class)),
+        8 => Just(Op::Take),
+        2 => Just(Op::Ask),
+        3 => (0usize..1000, status).prop_map(|(index, status)| Op::Ack(index, status)),
+        1 => (0usize..1000, 1u32..4).prop_map(|(index, cost)| Op::Recharge(index, cost)),
+        5 => (0usize..1000, end).prop_map(|(index, end)| Op::Finish(index, end)),
+        2 => (0usize..1000).prop_map(Op::Cancel),
+    ]
+}
+
+fn limit() -> impl Strategy<Value = Limit> {
+    (any::<bool>(), 1u32..6, 1u64..80, 1u32..6).prop_map(|(window, amount, ticks, burst)| {
+        let period = Span::from_nanos(ticks * TICK);
+        if window { Limit::window(amount, period) } else { Limit::bucket(amount, period, burst) }.unwrap()
+    })
+}
+
+fn backend() -> impl Strategy<Value = BackendSpec> {
+    let limits = prop_oneof![2 => Just(vec![]), 3 => prop::collection::vec(limit(), 1..3)];
+    (limits, prop::option::weighted(0.7, 1u32..4), 1u8..3).prop_map(|(limits, concurrency, weight)| BackendSpec {
+        limits,
+        concurrency,
+        timeout: None,
+        weight: f64::from(weight),
+    })
+}
+
+struct Pair {
+    engine: Engine,
+    model: Model,
+    ids: Vec<tidegate_core::engine::ClassId>,
+    now: Instant,
+}
+
+impl Pair {
+    /// An engine and its model with these backends, and a class for each pair of a set, bit by bit, and a cost that some admit.
+    fn new(specs: &[BackendSpec], wanted: &[(u8, u32)]) -> Pair {
+        let mut engine = engine(retry(u32::MAX, Span::ZERO));
+        let backends: Vec<_> = specs.iter().map(|spec| engine.add_backend(spec)).collect();
+        let site = |spec: &BackendSpec| Site {
+            quota: Quota::new(&spec.limits, Margin::default()),
+            concurrency: spec.concurrency.map_or(usize::MAX, |cap| cap as usize),
+            weight: spec.weight,
+            recharges: Vec::new(),
+            longest_latency: Span::ZERO,
+        };
+        let sites: Vec<Site> = specs.iter().map(site).collect();
+        let (mut classes, mut ids) = (Vec::new(), Vec::new());
+        for (bits, cost) in wanted {
+            let chosen: Vec<usize> = (0..specs.len()).filter(|index| bits >> index & 1 == 1).collect();
+            let chosen = if chosen.is_empty() { vec![0] } else { chosen };
+            let named: Vec<_> = chosen.iter().map(|index| backends[*index]).collect();
+            if let Ok(id) = engine.class(Instant::ORIGIN, &named, *cost) {
+                ids.push(id);
+                classes.push((chosen.into_iter().filter(|index| sites[*index].quota.capacity() >= *cost).collect(), *cost));
+            }
+        }
+        let model = Model { sites, classes, requests: Vec::new(), attempts: BTreeMap::new(), recharged: BTreeSet::new() };
+        Pair { engine, model, ids, now: Instant::ORIGIN }
+    }
+
+    fn attempt(&self, index: usize) -> Option<LeaseId> {
+        let count = self.model.attempts.len();
+        (count > 0).then(|| LeaseId::from_bits(*self.model.attempts.keys().nth(index % count).unwrap()))
+    }
+
+    fn take(&mut self) -> Result<(), TestCaseError> {
+        let expected = self.model.next(self.now);
+        let leased = self.engine.take(self.now);
+        let named = expected.map(|(index, backend)| (self.model.requests[index].handle, backend));
+        prop_assert_eq!(leased.map(|leased| (leased.request, usize::from(leased.backend.0))), named);
+        if let (Some(leased), Some((index, backend))) = (leased, expected) {
+            let request = &mut self.model.requests[index];
+            request.waits = false;
+            let cost = self.model.classes[request.class].1;
+            self.model.sites[backend].quota.send(self.now, cost);
+            let attempt = Attempt { request: Some(index), backend, unacked: cost, sent: self.now, rejected: false };
+            self.model.attempts.insert(leased.lease.to_bits(), attempt);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, op: &Op) -> Result<(), TestCaseError> {
+        let now = self.now;
+        let Pair { engine, model, .. } = self;
+        match op {
+            Op::Pass(ticks) => self.now = now + Span::from_nanos(ticks * TICK),
+            Op::Submit(priority, class) => {
+                let class = class % model.classes.len();
+                let submission =
+                    Submission { class: self.ids[class], priority: *priority, deadline: Instant::FAR, flags: Flags::default() };
+                let handle = submit(engine, now, &submission);
+                let key = (*priority, model.requests.len());
+                model.requests.push(Request { key, class, handle, waits: true, avoid: None });
+            }
+            Op::Take => self.take()?,
+            Op::Ask => {
+                let expected = model.next(now).is_some();
+                let may_run = engine.may_run();
+                prop_assert_eq!(engine.demand(now) > 0, expected);
+                prop_assert!(may_run || !expected);
+                prop_assert_eq!(engine.may_run(), expected);
+            }
+            Op::Ack(index, status) => {
+                let Some(lease) = self.attempt(*index) else { return Ok(()) };
+                self.engine.ack(now, lease, Answer { status: *status, retry_after: None });
+                self.model.answered(now, lease, (*status == Some(429)).then_some(None));
+            }
+            Op::Recharge(index, cost) => {
+                let Some(lease) = self.attempt(*index) else { return Ok(()) };
+                let attempt = &self.model.attempts[&lease.to_bits()];
+                let site = &self.model.sites[attempt.backend];
+                let capacity = site.quota.capacity();
+                let expected = if attempt.request.is_none() {
+                    Recharge::Gone
+                } else if *cost > capacity {
+                    Recharge::Never(capacity)
+                } else if site.recharges.iter().any(|(waiting, _)| *waiting == lease) {
+                    return Ok(());
+                } else {
+                    let backend = attempt.backend;
+                    self.model.answered(now, lease, None);
+                    self.model.sites[backend].recharges.push((lease, *cost));
+                    self.model.serve(now);
+                    let granted = self.model.recharged.remove(&lease.to_bits());
+                    if granted { Recharge::Granted } else { Recharge::Waits }
+                };
+                prop_assert_eq!(self.engine.recharge(now, lease, *cost), expected);
+            }
+            Op::Finish(index, end) => {
+                let Some(lease) = self.attempt(*index) else { return Ok(()) };
+                let (outcome, answer) = match end {
+                    End::Ok => (Outcome::Ok, Answer::default()),
+                    End::Limited(retry_after) => (Outcome::Limited, Answer { status: None, retry_after: *retry_after }),
+                    End::Failed(status) => (Outcome::Failed, Answer { status: *status, retry_after: None }),
+                    End::Unsent => (Outcome::Failed, Answer::default()),
+                };
+                let given_up = self.model.attempts[&lease.to_bits()].request.is_none();
+                let finished = self.engine.finish(now, lease, outcome, answer, matches!(end, End::Unsent));
+                prop_assert_eq!(matches!(finished, Finished::Stray), given_up);
+                self.model.finish(now, lease, end);
+            }
+            Op::Cancel(index) => {
+                if model.requests.is_empty() {
+                    return Ok(());
+                }
+                let index = index % model.requests.len();
+                let attempts = &mut model.attempts.values();
+                let live = model.requests[index].waits || attempts.any(|attempt| attempt.request == Some(index));
+                prop_assert_eq!(engine.cancel(now, model.requests[index].handle), live);
+                if live {
+                    model.cancel(now, index);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<(), TestCaseError> {
+        self.engine.tick(self.now);
+        self.model.serve(self.now);
+        let mut recharged = BTreeSet::new();
+        while let Some(action) = self.engine.pop_action() {
+            if let Action::Recharged { lease } = action {
+                recharged.insert(lease.to_bits());
+            }
+        }
+        prop_assert_eq!(&recharged, &self.model.recharged);
+        self.model.recharged.clear();
+        while self.engine.pop_ended().is_some() {}
+        for backend in 0..self.model.sites.len() {
+            let status = self.engine.status(tidegate_core::engine::BackendId(backend as u16), self.now);
+            prop_assert_eq!(status.in_flight() as usize, self.model.in_flight(backend));
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(500))]
+
+    /// The least request by (priority, order of acceptance) that has a ready backend goes first, to the ready backend that did
+    /// not just fail it and is used least, for any mix of classes, costs, limits, rejections, retries and cancels; what a more
+    /// urgent request waits for is kept for it; a message of a running attempt goes ahead of all.
+    #[test]
+    fn the_least_request_that_has_a_ready_backend_goes_first(
+        specs in prop::collection::vec(backend(), 1..4),
+        classes in prop::collection::vec((1u8..8, prop_oneof![3 => Just(1u32), 2 => 2u32..5]), 1..6),
+        ops in prop::collection::vec(op(), 1..150),
+    ) {
+        let mut pair = Pair::new(&specs, &classes);
+        prop_assume!(!pair.ids.is_empty());
+        for op in &ops {
+            pair.step(op)?;
+            pair.check()?;
+        }
+        // What is left goes in the same order.
+        for _ in 0..400 {
+            pair.take()?;
+            pair.step(&Op::Finish(0, End::Ok))?;
+            pair.step(&Op::Pass(100))?;
+            pair.check()?;
+        }
+    }
+}
+
+/// Requests of one priority go in the order of their acceptance, and a more urgent band goes first whatever its number.
+#[test]
+fn bands_are_strict_and_first_in_first_out_inside() {
+    let (mut engine, _, class) = common::single(retry(1, Span::ZERO), &common::spec(&[], None));
+    let priorities = [7, 0, 255, 7, 63, 64, 0, 128, 255, 7];
+    let handles: Vec<Handle> =
+        priorities.iter().map(|&priority| submit(&mut engine, at(0), &Submission { priority, ..common::plain(class) })).collect();
+    let mut expected: Vec<usize> = (0..priorities.len()).collect();
+    expected.sort_by_key(|index| priorities[*index]);
+    let taken: Vec<Handle> = take_all(&mut engine, at(0)).iter().map(|leased| leased.request).collect();
+    assert_eq!(taken, expected.iter().map(|index| handles[*index]).collect::<Vec<_>>());
+}

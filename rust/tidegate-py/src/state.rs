@@ -1,0 +1,402 @@
+//! What the lock guards: the engine, and Python's side of requests, backends and workers.
+//!
+//! Nothing here runs Python code. Objects to be called or dropped are returned.
+
+use std::collections::HashMap;
+
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+use tidegate_core::engine::{
+    Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Leased, Outcome, Slice, Staffing, Stage,
+    Waits,
+};
+use tidegate_core::queue::ingress::Consumer;
+use tidegate_core::time::{Instant, Span};
+
+use crate::convert::seconds;
+use crate::pending::{Conclusion, End, Listener, Pending};
+use crate::terms::Terms;
+
+/// A request from another thread.
+pub(crate) struct Foreign {
+    pub(crate) target: Py<PyAny>,
+    pub(crate) future: Py<PyAny>,
+    pub(crate) terms: Py<Terms>,
+}
+
+pub(crate) struct Backend {
+    pub(crate) name: Py<PyString>,
+    pub(crate) runner: Py<PyAny>,
+}
+
+#[derive(Clone, Copy)]
+struct Running {
+    lease: LeaseId,
+    request: Handle,
+    backend: BackendId,
+}
+
+#[derive(Default)]
+struct Worker {
+    running: Option<Running>,
+    slice: Slice,
+    /// Its task was cancelled: it may run nothing more.
+    tainted: bool,
+}
+
+/// A lease with what its request is made of.
+pub(crate) struct Next {
+    pub(crate) leased: Leased,
+    pub(crate) target: Py<PyAny>,
+    pub(crate) backend: Py<PyString>,
+    pub(crate) runner: Py<PyAny>,
+}
+
+/// How to ask for a pump: from the loop's thread, from another.
+pub(crate) struct Wake {
+    pub(crate) here: Py<PyAny>,
+    pub(crate) elsewhere: Py<PyAny>,
+}
+
+/// What an ended attempt leaves: a request to conclude, and an object that nobody wants.
+type Finish = (Option<Conclusion>, Option<Py<PyAny>>);
+
+/// What a pump found to do.
+pub(crate) struct News {
+    /// Workers whose attempts were given up.
+    pub(crate) interrupt: Vec<u32>,
+    pub(crate) staffing: Staffing,
+    /// Until the next pump.
+    pub(crate) wait: Option<Span>,
+    pub(crate) idle: bool,
+    pub(crate) events: Vec<(&'static str, Py<PyString>, Option<f64>)>,
+    /// Attempts that timed out: their requests, and where.
+    pub(crate) timed_out: Vec<(Handle, Py<PyString>, Span)>,
+    /// To be called: whether an extra message that was waited for may be sent now, or never.
+    pub(crate) grants: Vec<(Py<PyAny>, bool)>,
+    /// Requests from other threads that came too late.
+    pub(crate) refused: Vec<Foreign>,
+}
+
+pub(crate) struct State {
+    pub(crate) engine: Engine,
+    /// By the slot of the request.
+    pending: Vec<Option<Pending>>,
+    pub(crate) backends: Vec<Backend>,
+    workers: Vec<Worker>,
+    free_workers: Vec<u32>,
+    ingress: Consumer<Foreign>,
+    /// By lease: whom to call when its extra messages may be sent, in the order in which they were asked for.
+    grants: HashMap<u64, Vec<Py<PyAny>>>,
+    pub(crate) wake: Option<Wake>,
+    /// A pump has been asked for and has not begun.
+    pump_due: bool,
+    /// When the loop's timer will pump; [`Instant::FAR`] without one.
+    timer_at: Instant,
+    /// Somebody waits until nothing is queued or leased.
+    pub(crate) idle_watched: bool,
+    /// Somebody waits for room.
+    pub(crate) room_watched: bool,
+}
+
+impl State {
+    pub(crate) fn new(engine: Engine, ingress: Consumer<Foreign>) -> State {
+        State {
+            engine,
+            pending: Vec::new(),
+            backends: Vec::new(),
+            workers: Vec::new(),
+            free_workers: Vec::new(),
+            ingress,
+            grants: HashMap::new(),
+            wake: None,
+            pump_due: false,
+            timer_at: Instant::FAR,
+            idle_watched: false,
+            room_watched: false,
+        }
+    }
+
+    /// The wake-up to call, when a pump has become due and none is on its way.
+    #[inline]
+    pub(crate) fn pump_wanted(&mut self) -> Option<&Wake> {
+        if self.pump_due {
+            return None;
+        }
+        let engine = &self.engine;
+        let due = engine.has_news()
+            || engine.wants_workers()
+            || engine.next_wake().is_some_and(|wake| wake < self.timer_at)
+            || (self.idle_watched && engine.is_idle())
+            || (self.room_watched && (engine.room().has_room() || !engine.is_accepting()));
+        if !due {
+            return None;
+        }
+        let wake = self.wake.as_ref()?;
+        self.pump_due = true;
+        Some(wake)
+    }
+
+    /// Keeps what Python gave for a request that was just accepted.
+    #[inline]
+    pub(crate) fn keep(&mut self, handle: Handle, pending: Pending) {
+        let slot = handle.slot() as usize;
+        if self.pending.len() <= slot {
+            self.pending.resize_with(slot + 1, || None);
+        }
+        debug_assert!(self.pending[slot].is_none(), "a slot is free until its request was concluded");
+        self.pending[slot] = Some(pending);
+    }
+
+    /// Slots of the requests that `listener` waits for; it is told nothing any more.
+    pub(crate) fn forsake(&mut self, listener: &Bound<'_, PyAny>) -> Vec<u32> {
+        let mut theirs = Vec::new();
+        for (slot, pending) in (0u32..).zip(&mut self.pending) {
+            if let Some(pending) = pending
+                && pending.listener.is(listener)
+            {
+                pending.listener = Listener::Nobody;
+                theirs.push(slot);
+            }
+        }
+        theirs
+    }
+
+    pub(crate) fn note_failure(&mut self, request: Handle, backend: Py<PyString>, error: Py<PyAny>) {
+        if let Some(Some(pending)) = self.pending.get_mut(request.slot() as usize) {
+            pending.note_failure(backend, error);
+        }
+    }
+
+    pub(crate) fn hire(&mut self, now: Instant) -> u32 {
+        let worker = self.free_workers.pop().unwrap_or(self.workers.len() as u32);
+        let mut hired = Worker::default();
+        hired.slice.restart(now);
+        match self.workers.get_mut(worker as usize) {
+            Some(place) => *place = hired,
+            None => self.workers.push(hired),
+        }
+        worker
+    }
+
+    /// A worker's task has ended. `dismissed`: because a pump sent it home.
+    pub(crate) fn leave(&mut self, worker: u32, dismissed: bool) {
+        self.free_workers.push(worker);
+        if !dismissed {
+            self.engine.worker_left(worker);
+        }
+    }
+
+    /// A worker found nothing. True: it sleeps until the pump names it. False: it lets others run and takes again. None: it leaves.
+    pub(crate) fn park(&mut self, now: Instant, worker: u32) -> Option<bool> {
+        let place = &mut self.workers[worker as usize];
+        if place.tainted {
+            return None;
+        }
+        place.slice.restart(now);
+        if self.engine.may_run() {
+            return Some(false);
+        }
+        self.engine.park(now, worker);
+        Some(true)
+    }
+
+    /// The next attempt for a worker.
+    #[inline]
+    pub(crate) fn next(&mut self, py: Python<'_>, worker: u32, now: Instant) -> Option<Next> {
+        let place = &mut self.workers[worker as usize];
+        if place.tainted || place.slice.is_over(now) {
+            return None;
+        }
+        let leased = self.engine.take(now)?;
+        place.running = Some(Running { lease: leased.lease, request: leased.request, backend: leased.backend });
+        let pending = self.pending[leased.request.slot() as usize].as_ref()?;
+        let backend = &self.backends[usize::from(leased.backend.0)];
+        Some(Next {
+            leased,
+            target: pending.target.clone_ref(py),
+            backend: backend.name.clone_ref(py),
+            runner: pending.runner.as_ref().unwrap_or(&backend.runner).clone_ref(py),
+        })
+    }
+
+    /// Ends a worker's attempt, with its value or its error.
+    #[inline]
+    pub(crate) fn finish(
+        &mut self,
+        py: Python<'_>,
+        now: Instant,
+        worker: u32,
+        attempt: (Outcome, Answer, bool),
+        result: Py<PyAny>,
+    ) -> Finish {
+        let Some(running) = self.workers[worker as usize].running.take() else { return (None, Some(result)) };
+        if !self.grants.is_empty() {
+            self.grants.remove(&running.lease.to_bits());
+        }
+        let (outcome, answer, unsent) = attempt;
+        let finished = self.engine.finish(now, running.lease, outcome, answer, unsent);
+        self.conclude(py, finished, running, result)
+    }
+
+    /// Separates a worker from its attempt, whose thread runs on: the lease is to be released when it has returned.
+    pub(crate) fn abandon(&mut self, py: Python<'_>, now: Instant, worker: u32, error: Py<PyAny>) -> Option<(LeaseId, Finish)> {
+        let running = self.workers[worker as usize].running.take()?;
+        let finished = self.engine.abandon(now, running.lease);
+        Some((running.lease, self.conclude(py, finished, running, error)))
+    }
+
+    #[inline]
+    fn conclude(&mut self, py: Python<'_>, finished: Finished, running: Running, result: Py<PyAny>) -> Finish {
+        let Running { request, backend, .. } = running;
+        let (end, attempts, waits, age) = match finished {
+            Finished::Stray | Finished::Again { failed: false } => return (None, Some(result)),
+            Finished::Again { failed: true } => {
+                let name = self.backends[usize::from(backend.0)].name.clone_ref(py);
+                self.note_failure(request, name, result);
+                return (None, None);
+            }
+            Finished::Done { waits, age, attempts } => (End::Value(result), attempts, waits, age),
+            Finished::Dead { waits, age, attempts } => (End::Error("dead", Some(result)), attempts, waits, age),
+            Finished::GivenUp { waits, age } => (End::Error("cancelled", None), 0, waits, age),
+        };
+        let Some(pending) = self.pending[request.slot() as usize].take() else { return (None, None) };
+        let held = (matches!(end, End::Value(_)) && matches!(pending.listener, Listener::Stream(..))).then_some(request);
+        let backend = Some(self.backends[usize::from(backend.0)].name.clone_ref(py));
+        (Some(Conclusion { pending, end, held, backend, attempts, waits, age }), None)
+    }
+
+    /// Takes out the requests that the engine has ended by itself.
+    pub(crate) fn conclude_ended(&mut self, py: Python<'_>) -> Vec<Conclusion> {
+        let mut conclusions = Vec::new();
+        while let Some(Ended { request, ending, waits, age, failed }) = self.engine.pop_ended() {
+            let Some(pending) = self.pending[request.slot() as usize].take() else { continue };
+            let ending = match ending {
+                Ending::Expired(Stage::Queued) => "expired while queued",
+                Ending::Expired(Stage::Leased) => "expired while leased",
+                Ending::Cancelled => "cancelled",
+                Ending::Closed => "closed",
+                Ending::Dead => "dead",
+            };
+            let backend = pending.last_backend(py);
+            let end = End::Error(ending, None);
+            conclusions.push(Conclusion { pending, end, held: None, backend, attempts: failed, waits, age });
+        }
+        conclusions
+    }
+
+    /// Takes out all that is pending, whatever the engine thinks of it.
+    pub(crate) fn conclude_all(&mut self) -> Vec<Conclusion> {
+        let broken = |pending| Conclusion {
+            pending,
+            end: End::Error("broken", None),
+            held: None,
+            backend: None,
+            attempts: 0,
+            waits: Waits::default(),
+            age: Span::ZERO,
+        };
+        self.pending.iter_mut().filter_map(Option::take).map(broken).collect()
+    }
+
+    /// Lets time pass, and finds out what there is to do.
+    pub(crate) fn pump(&mut self, py: Python<'_>, now: Instant) -> News {
+        self.pump_due = false;
+        let refused = self.take_in(now);
+        self.engine.tick(now);
+        let staffing = self.engine.staff(now);
+        let (mut interrupt, mut timed_out, mut grants) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some(action) = self.engine.pop_action() {
+            match action {
+                Action::Interrupt { lease } => {
+                    let waiting = self.grants.remove(&lease.to_bits()).unwrap_or_default();
+                    grants.extend(waiting.into_iter().map(|grant| (grant, false)));
+                    // It may have returned since: then its worker runs something else, or nothing.
+                    let theirs = |worker: &Worker| worker.running.is_some_and(|running| running.lease == lease);
+                    if let Some(worker) = self.workers.iter().position(theirs) {
+                        self.workers[worker].tainted = true;
+                        interrupt.push(worker as u32);
+                    }
+                }
+                Action::TimedOut { request, backend, timeout } => {
+                    timed_out.push((request, self.backends[usize::from(backend.0)].name.clone_ref(py), timeout));
+                }
+                Action::Recharged { lease } => {
+                    let waiting = self.grants.get_mut(&lease.to_bits()).filter(|waiting| !waiting.is_empty());
+                    grants.extend(waiting.map(|waiting| (waiting.remove(0), true)));
+                }
+            }
+        }
+        let mut events = Vec::new();
+        while let Some(event) = self.engine.pop_event() {
+            let name = |id: BackendId| self.backends[usize::from(id.0)].name.clone_ref(py);
+            match event {
+                Event::LimitClosed { backend, until } => {
+                    events.push(("limit_closed", name(backend), Some(seconds(until.since(now)))));
+                }
+                Event::LimitReopened { backend } => events.push(("limit_reopened", name(backend), None)),
+                _ => {}
+            }
+        }
+        let wake = self.engine.next_wake();
+        self.timer_at = wake.unwrap_or(Instant::FAR);
+        let idle = self.engine.is_idle();
+        self.idle_watched &= !idle;
+        self.room_watched &= !self.engine.room().has_room();
+        let wait = wake.map(|wake| wake.since(now));
+        News { interrupt, staffing, wait, idle, events, timed_out, grants, refused }
+    }
+
+    /// Accepts what other threads have handed in; returns what came too late.
+    pub(crate) fn take_in(&mut self, now: Instant) -> Vec<Foreign> {
+        let mut refused = Vec::new();
+        let handed_in: Vec<Foreign> = self.ingress.drain().collect();
+        for foreign in handed_in {
+            if self.engine.is_accepting() {
+                let Foreign { target, future, terms } = foreign;
+                let handle = self.engine.submit(now, &terms.get().submission(now, false));
+                self.keep(handle, Pending::new(target, Listener::Future(future), None));
+            } else {
+                self.engine.room().release(1);
+                refused.push(foreign);
+            }
+        }
+        refused
+    }
+
+    /// Waits for an extra message to be granted.
+    pub(crate) fn expect_grant(&mut self, lease: LeaseId, grant: Py<PyAny>) {
+        self.grants.entry(lease.to_bits()).or_default().push(grant);
+    }
+
+    /// Takes back an extra message that was asked for. Returns its grant, if that has not been called.
+    pub(crate) fn withdraw(&mut self, now: Instant, lease: LeaseId, cost: u32, grant: &Bound<'_, PyAny>) -> Option<Py<PyAny>> {
+        let waiting = self.grants.get_mut(&lease.to_bits());
+        let nth = waiting.as_ref().and_then(|waiting| waiting.iter().position(|each| each.is(grant)));
+        match nth {
+            Some(nth) => self.engine.withdraw(now, lease, nth, cost),
+            None => self.engine.unsend(now, lease, cost),
+        }
+        waiting.zip(nth).map(|(waiting, nth)| waiting.remove(nth))
+    }
+
+    pub(crate) fn traverse(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
+        self.pending.iter().flatten().try_for_each(|pending| pending.traverse(visit))?;
+        self.backends.iter().try_for_each(|backend| visit.call(&backend.runner))?;
+        if let Some(Wake { here, elsewhere }) = &self.wake {
+            visit.call(here)?;
+            visit.call(elsewhere)?;
+        }
+        self.grants.values().flatten().try_for_each(|grant| visit.call(grant))
+    }
+
+    /// Takes out all that could be part of a cycle.
+    pub(crate) fn clear(&mut self) -> impl Sized + use<> {
+        (
+            std::mem::take(&mut self.pending),
+            std::mem::take(&mut self.backends),
+            self.wake.take(),
+            std::mem::take(&mut self.grants),
+        )
+    }
+}
