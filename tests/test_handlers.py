@@ -625,7 +625,7 @@ async def test_with_a_task_of_its_own_an_attempt_sees_the_context_of_its_submitt
         assert who.get() == "nobody"
         del someone, someones, group
         gc.collect()
-        assert [ref() for ref in refs if ref() is not None] == []
+        await until(lambda: all(ref() is None for ref in refs))
 
 
 @pytest.mark.usefixtures("quiet")
