@@ -323,6 +323,23 @@ class MapAllOfAsyncSource(MapAll):
     source = MapNextOfAsyncSource.source
 
 
+class MapAllByFunction(MapAll):
+    isolation = "task"
+    spare = 3
+
+    async def play(self):
+        async for _ in self.scheduler.map(self.source(), ahead=3, priority=lambda _: 3):
+            await turns(1)
+
+
+class MapAllByFunctionOfAsyncSource(MapAllByFunction):
+    source = MapNextOfAsyncSource.source
+
+    async def check(self, *, cancelled):
+        await turns(10)  # a generator around the source ends in a task of its own
+        await super().check(cancelled=cancelled)
+
+
 class MapAllManaged(MapAll):
     async def play(self):
         async with self.scheduler.map(self.source(), ahead=3) as replies:
@@ -421,6 +438,15 @@ class Drain(Scene):
         if self.scheduler.ledger().pending:
             assert await self.scheduler.drain()
             assert [(await ticket).value for ticket in self.tickets] == ["blocker"] * 5
+
+
+class DrainOfWhatRuns(Drain):
+    async def play(self):
+        assert await self.scheduler.drain(cancel_waiting=True)
+
+    async def check(self, *, cancelled):
+        await self.scheduler.drain(cancel_waiting=True)
+        assert self.scheduler.ledger().pending == 0
 
 
 class Close(Drain):

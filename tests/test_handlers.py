@@ -168,6 +168,20 @@ async def test_an_error_and_a_target_that_cannot_be_shown_end_their_request():
 
 
 @pytest.mark.usefixtures("quiet")
+async def test_a_value_that_cannot_be_shown_may_be_classified():
+    async def handle(request):
+        return UnshowableError()
+
+    def classify(request, result):
+        return Outcome.NEUTRAL
+
+    async with RateLimitScheduler([Backend("api", handle, classify=classify)]) as scheduler:
+        with pytest.raises(RequestFailedError, match="UnshowableError"):
+            await scheduler.fetch("x")
+        await settled(scheduler)
+
+
+@pytest.mark.usefixtures("quiet")
 async def test_messages_quote_a_part_of_what_is_long():
     async def handle(request):
         raise ValueError("v" * 100_000)
@@ -472,6 +486,35 @@ async def test_the_threads_of_a_backend_are_no_more_than_its_concurrency_and_end
         assert len(seen) <= 3
         assert all(thread.daemon for thread in seen)
     await until(lambda: not any(thread.is_alive() for thread in seen))
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("end", ["cancel", "close", "time"])
+async def test_a_thread_that_waits_to_send_more_hears_that_its_attempt_was_given_up(end):
+    heard = threading.Event()
+    threads = []
+
+    def handle(request):
+        threads.append(threading.current_thread())
+        try:
+            request.recharge_blocking()
+        except RequestCancelledError:
+            heard.set()
+            raise
+
+    timeout = 0.05 if end == "time" else None
+    async with RateLimitScheduler([Backend("api", handle, "1/h", timeout=timeout)], retry=Retry(attempts=1)) as scheduler:
+        ticket = await scheduler.submit("x")
+        await until(lambda: threads)
+        if end == "cancel":
+            ticket.cancel()
+        elif end == "close":
+            await scheduler.close()
+        await until(heard.is_set)
+        with pytest.raises((RequestCancelledError, SchedulerClosedError, RequestFailedError)):
+            await ticket
+        await settled(scheduler)
+    await until(lambda: not threads[0].is_alive())
 
 
 @pytest.mark.parametrize("new_loop", LOOPS)
