@@ -7,10 +7,13 @@ balance: see `Scene.settle`.
 
 import asyncio
 import random
+import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
+from typing import ClassVar
 
 import pytest
 
@@ -23,6 +26,7 @@ from tidegate import (
     RequestCancelledError,
     Retry,
     SchedulerClosedError,
+    TidegateError,
 )
 from tidegate.testing import ManualClock
 
@@ -740,3 +744,172 @@ async def test_those_who_wait_for_room_are_served_in_the_order_in_which_they_cam
         ]
         assert [caller.was_cancelled for caller in callers] == [False, False, True, False, False]
         await scene.settle()
+
+
+# ---- Everything at once
+
+
+class Storm:
+    """Callers of every kind, each of which may be cancelled, time out, break off or fail at any moment, in real time."""
+
+    CONCURRENCY: ClassVar = {"loop": 4, "spare": 2, "thread": 3}
+
+    def __init__(self, seed: int, isolation: str) -> None:
+        self.random = random.Random(seed)
+        self.sent, self.running = Counter(), Counter()
+        self.lock = threading.Lock()
+        quotas = {name: BackendQuota(TALLY, concurrency=cap) for name, cap in self.CONCURRENCY.items()}
+        backends = [
+            Backend("loop", self.handle, BackendQuota("50/50ms", TALLY, concurrency=self.CONCURRENCY["loop"]), timeout=0.003),
+            Backend("spare", self.handle, quotas["spare"]),
+            Backend("thread", self.handle_in_thread, quotas["thread"], timeout=0.02),
+        ]
+        retry = Retry(attempts=3, base=0.001, cap=0.002, budget=1)
+        self.scheduler = RateLimitScheduler(backends, capacity=20, retry=retry, isolation=isolation, seed=seed)
+        self.callers = [
+            self.fetch,
+            self.fetch_in_time,
+            self.fetch_from_elsewhere,
+            self.submit_many,
+            self.submit_many_by_function,
+            self.map,
+            self.map_async_source,
+            self.slot,
+        ]
+
+    @contextmanager
+    def message(self, backend):
+        with self.lock:
+            self.sent[backend] += 1
+            self.running[backend] += 1
+            assert self.running[backend] <= self.CONCURRENCY[backend]
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.running[backend] -= 1
+
+    def happens(self, odds):
+        return self.random.random() < odds
+
+    async def moment(self):
+        await asyncio.sleep(self.random.random() * 0.005)
+
+    async def handle(self, request):
+        with self.message(request.backend):
+            if self.happens(0.1):
+                raise ConnectionError
+            if self.happens(0.05):
+                raise SystemExit
+            if self.happens(0.05):
+                asyncio.current_task().cancel()
+            elif self.happens(0.05):
+                with suppress(asyncio.CancelledError):
+                    await self.moment()
+                await self.moment()
+            elif self.happens(0.7):
+                await self.moment()
+            return request.target
+
+    def handle_in_thread(self, request):
+        with self.message("thread"):
+            time.sleep(0.0005)
+            if request.target % 5 == 0:
+                raise ConnectionError
+            return request.target
+
+    async def fetch(self):
+        await self.scheduler.fetch(self.random.randrange(100))
+
+    async def fetch_in_time(self):
+        await self.scheduler.fetch(self.random.randrange(100), timeout=0.00001 + self.random.random() * 0.01)
+
+    async def fetch_from_elsewhere(self):
+        await asyncio.wrap_future(self.scheduler.submit_threadsafe(self.random.randrange(100)))
+
+    async def submit_many(self):
+        await self.scheduler.submit_many(range(self.random.randrange(1, 30)))
+
+    async def submit_many_by_function(self):
+        await self.scheduler.submit_many(range(self.random.randrange(1, 30)), priority=lambda target: target)
+
+    async def map(self, source=None):
+        targets = range(self.random.randrange(1, 40)) if source is None else source
+        async for _ in self.scheduler.map(targets, ordered=self.happens(0.5), ahead=self.random.randrange(1, 10)):
+            if self.happens(0.05):
+                break
+            if self.happens(0.5):
+                await asyncio.sleep(0)
+
+    async def map_async_source(self):
+        await self.map(self.source())
+
+    async def source(self):
+        for number in range(self.random.randrange(1, 40)):
+            if self.happens(0.3):
+                await asyncio.sleep(0)
+            yield number
+
+    async def slot(self):
+        backend = self.random.choice(["loop", "spare"])
+        async with self.scheduler.slot(backend, timeout=self.random.choice([None, 0.005, 0.02])):
+            with self.message(backend):
+                await self.moment()
+
+    async def call(self):
+        with suppress(TidegateError, TimeoutError):
+            async with asyncio.timeout(self.random.random() * 0.01 if self.happens(0.2) else None):
+                await self.random.choice(self.callers)()
+
+    async def rage(self, calls: int) -> None:
+        """Call, and cancel about as often; everybody ends."""
+        tasks = []
+        for _ in range(calls):
+            tasks.append(asyncio.create_task(self.call()))
+            if self.happens(0.5):
+                await asyncio.sleep(0)
+            if self.happens(0.1):
+                await self.moment()
+            if self.happens(0.6):
+                self.random.choice(tasks[-30:]).cancel()
+        async with asyncio.timeout(30):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            assert task.cancelled() or task.exception() is None
+
+    async def settle(self) -> None:
+        """Nothing is lost and nothing left."""
+        assert await self.scheduler.drain(timeout=30)
+        async with asyncio.timeout(30):
+            while any(state.in_flight for state in self.scheduler.snapshot().backends.values()):  # noqa: ASYNC110 - threads
+                await asyncio.sleep(0.001)
+        await turns(20)  # generators that were left end in tasks of their own
+        ledger = self.scheduler.ledger()
+        assert ledger.balanced
+        assert ledger.pending == 0
+        assert not self.running.total()
+        for name, state in self.scheduler.snapshot().backends.items():
+            assert state.strays == 0
+            assert state.limits[-1].used >= self.sent[name], "a message without a permit"
+        assert strangers() == set()
+
+
+async def weather(seed, isolation):
+    storm = Storm(seed, isolation)
+    async with storm.scheduler:
+        await storm.rage(200)
+        await storm.settle()
+    assert storm.scheduler.snapshot().workers == 0
+
+
+@pytest.mark.parametrize("isolation", ["worker", "task"])
+async def test_a_storm_of_cancellations_loses_nothing(isolation):
+    for seed in range(2):
+        await weather(seed, isolation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isolation", ["worker", "task"])
+@pytest.mark.parametrize("seed", range(2, 102))
+async def test_a_hundred_storms_lose_nothing(seed, isolation):
+    await weather(seed, isolation)
