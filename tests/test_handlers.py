@@ -815,35 +815,47 @@ def test_a_hundred_programs_that_end_with_work_pending_leave_nothing(new_loop, c
 # ---- Whole programs
 
 PROGRAM = """
-    import asyncio, threading, sys
-    from tidegate import *
+import asyncio, sys, threading
+from tidegate import *
 
-    async def forever(request):
+async def forever(request):
+    try:
         await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        if {stubborn}:
+            await asyncio.Event().wait()
+        raise
 
-    def blocks(request):
-        threading.Event().wait()
+def blocks(request):
+    threading.Event().wait()
 
-    async def main():
-        async with RateLimitScheduler([Backend("loop", forever), Backend("thread", blocks)]) as scheduler:
-            tickets = await scheduler.submit_many(range(20))
-            await asyncio.sleep(0.05)
-            state = scheduler.snapshot().backends["thread"]
-            {body}
+async def main():
+    async with RateLimitScheduler([Backend("loop", forever), Backend("thread", blocks)]) as scheduler:
+        tickets = await scheduler.submit_many(range(20))
+        await asyncio.sleep(0.05)
+{body}
 
-    if {uvloop}:
-        import uvloop
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-    else:
-        asyncio.run(main())
+if {on_uvloop}:
+    import uvloop as loops
+else:
+    import asyncio as loops
+
+with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
+    runner.run(main())
+"""
+WAIT_FOR_CTRL_C = """
+print("ready", flush=True)
+try:
+    await asyncio.Event().wait()
+except asyncio.CancelledError:
+    print("cancelled", flush=True)
+    raise
 """
 
 
-def program(body, *, on_uvloop):
+def program(body, *, on_uvloop, stubborn=False):
     """Start a program that has attempts on the loop and in threads that never end."""
-    body = textwrap.indent(textwrap.dedent(body), " " * 12).strip()
-    code = textwrap.dedent(PROGRAM).format(body=body.replace("\n" + " " * 12, "\n" + " " * 8), uvloop=on_uvloop)
+    code = PROGRAM.format(body=textwrap.indent(body, " " * 8), on_uvloop=on_uvloop, stubborn=stubborn)
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", code]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -851,15 +863,14 @@ def program(body, *, on_uvloop):
 @pytest.mark.parametrize("on_uvloop", [False, True] if uvloop is not None else [False])
 def test_a_thread_that_never_returns_does_not_keep_the_program(on_uvloop):
     started = time.monotonic()
-    process = program(
-        """
-        print(state.in_flight > 0, state.strays)
-        await scheduler.close()
-        state = scheduler.snapshot().backends["thread"]
-        print(state.in_flight == state.strays > 0)
-        """,
-        on_uvloop=on_uvloop,
-    )
+    body = """
+state = scheduler.snapshot().backends["thread"]
+print(state.in_flight > 0, state.strays)
+await scheduler.close()
+state = scheduler.snapshot().backends["thread"]
+print(state.in_flight == state.strays > 0)
+"""
+    process = program(body, on_uvloop=on_uvloop)
     out, err = process.communicate(timeout=30)
     assert (out.split(), err, process.returncode) == (["True", "0", "True"], "", 0)
     assert time.monotonic() - started < 20
@@ -868,17 +879,7 @@ def test_a_thread_that_never_returns_does_not_keep_the_program(on_uvloop):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 @pytest.mark.parametrize("on_uvloop", [False, True] if uvloop is not None else [False])
 def test_ctrl_c_closes_a_running_scheduler(on_uvloop):
-    process = program(
-        """
-        print("ready", flush=True)
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            print("cancelled", flush=True)
-            raise
-        """,
-        on_uvloop=on_uvloop,
-    )
+    process = program(WAIT_FOR_CTRL_C, on_uvloop=on_uvloop)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -886,3 +887,43 @@ def test_ctrl_c_closes_a_running_scheduler(on_uvloop):
     assert err.rstrip().endswith("KeyboardInterrupt")
     assert "Task was destroyed" not in err
     assert "never" not in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+@pytest.mark.parametrize("on_uvloop", [False, True] if uvloop is not None else [False])
+def test_a_second_ctrl_c_does_not_wait_for_handlers_that_ignore_the_first(on_uvloop):
+    process = program(WAIT_FOR_CTRL_C, on_uvloop=on_uvloop, stubborn=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "cancelled\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    again = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - again < 4
+    assert err.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+async def test_closing_waits_five_seconds_for_handlers_that_ignore_it(isolation, caplog):
+    gate = asyncio.Event()
+
+    async def stubborn(request):
+        while not gate.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await gate.wait()
+
+    started = time.monotonic()
+    async with RateLimitScheduler([Backend("api", stubborn)], isolation=isolation) as scheduler:
+        await scheduler.submit_many(range(3))
+        await turns(5)
+        await scheduler.close()
+    assert 5 <= time.monotonic() - started < 7
+    assert "3 handlers ignored their cancellation" in caplog.text
+    assert scheduler.snapshot().backends["api"].strays == 3
+    gate.set()
+    await settled(scheduler)
+    await until(lambda: scheduler.snapshot().workers == 0)
