@@ -10,6 +10,8 @@ import click
 
 import tidegate
 
+INTERRUPTED = 130
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(tidegate.__version__, prog_name="tidegate")
@@ -44,9 +46,16 @@ def _run(main: Coroutine[object, object, int]) -> int:
         with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(main)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        return 130
+        return INTERRUPTED
 
 
 def main() -> None:
     """Entry point of the `tidegate` command."""
-    cli(prog_name="tidegate")
+    try:
+        code = cli.main(prog_name="tidegate", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:  # Ctrl-C before a command has taken it over
+        code = INTERRUPTED
+    sys.exit(code)

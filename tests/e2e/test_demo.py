@@ -66,6 +66,14 @@ def test_second_interrupt_stops_now():
     assert "Traceback" not in output
 
 
+def test_interrupt_while_it_starts_is_an_interrupt_too():
+    demo = start()
+    time.sleep(0.15)
+    os.killpg(demo.pid, signal.SIGINT)
+    demo.communicate(timeout=30)
+    assert demo.returncode in {130, -signal.SIGINT}  # the second: before the interpreter had got to us
+
+
 def test_terminal_shows_one_line_that_is_redrawn():
     ours, theirs = pty.openpty()
     demo = start("--targets", "40", stdout=theirs)

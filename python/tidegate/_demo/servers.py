@@ -170,7 +170,7 @@ def fleet() -> Fleet:
     return Fleet([
         Server("window", "40/4s", SlidingWindow(40, 4)),
         Server("bucket", "6/s burst 12", TokenBucket(6, 12)),
-        Server("sick", "16/4s", SlidingWindow(16, 4), Illness(7, 8, (0.5, 1.5))),
+        Server("sick", "10/4s", SlidingWindow(10, 4), Illness(7, 8, (0.5, 1.5))),
     ])  # fmt: skip
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aiohttp.client_middlewares import ClientHandlerType
     from yarl import URL
 
-__all__ = ["HttpBackend", "HttpError", "HttpReply", "HttpStatusError"]
+__all__ = ["HttpBackend", "HttpError", "HttpReply", "HttpRequestError", "HttpStatusError"]
 
 log = logging.getLogger(__name__)
 
@@ -228,12 +228,14 @@ class HttpBackend(Backend):
             return HttpRequestError(self._method, shown(url), "redirected to something that is no http(s) URL")
         if isinstance(error, aiohttp.ContentTypeError):  # from response.json(), as a rule: a page where data was expected
             return HttpError(self._method, shown(url), error.message)
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            return HttpError(self._method, shown(url), f"the proxy answered with status {error.status}")
         if isinstance(error, aiohttp.ClientResponseError):
             return HttpError(self._method, shown(url), "a response that aiohttp refuses, as one with a header beyond its limit")
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             error.args = (f"Connection timeout to host {shown(url.origin())}",)
         elif isinstance(error, aiohttp.ClientConnectorError):
-            error.args = (f"{error.host}:{error.port}", error.os_error)
+            error.args = (f"{error.host}:{error.port}", *error.args[1:])
         return error
 
     def _client(self) -> aiohttp.ClientSession:

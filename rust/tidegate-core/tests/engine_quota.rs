@@ -602,6 +602,25 @@ fn a_closed_limit_reopens_by_one_probe() {
     assert_eq!(take_all(&mut engine, at(49 * SECOND)).len(), 5);
 }
 
+/// Rejections of all that was in flight are one change of state; the closure lasts as long as the latest of them says.
+#[test]
+fn rejections_of_one_closure_are_one_event() {
+    let (mut engine, backend, class) = single(retry(9, Span::ZERO), &spec(&[window(100, 5)], None));
+    for _ in 0..4 {
+        submit(&mut engine, at(0), &plain(class));
+    }
+    for (index, leased) in take_all(&mut engine, at(0)).iter().enumerate() {
+        let now = at((1 + index as u64) * SECOND);
+        engine.finish(now, leased.lease, Outcome::Limited, REJECTED, false);
+    }
+    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, until: at(6 * SECOND) }]);
+    assert_eq!(engine.status(backend, at(4 * SECOND)).state(), BackendState::Closed(at(9 * SECOND)));
+    let (now, probe) = wait(&mut engine, at(4 * SECOND));
+    assert!(now >= at(9 * SECOND));
+    engine.finish(now, probe.lease, Outcome::Limited, REJECTED, false);
+    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, until: now + Span::from_secs(5) }]);
+}
+
 /// An attempt whose first message was rejected may send the probe itself; what the server says of the probe counts.
 #[test]
 fn an_extra_message_may_be_the_probe() {

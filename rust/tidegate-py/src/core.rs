@@ -301,7 +301,7 @@ impl Core {
         let py = slf.py();
         let mut tickets = Vec::with_capacity(targets.len());
         slf.get().accept(targets, terms.get(), runner.as_ref(), false, |handle| {
-            let ticket = Py::new(py, Ticket::new(slf.clone().unbind(), handle))?;
+            let ticket = Ticket::new(slf, handle)?;
             tickets.push(ticket.clone_ref(py));
             Ok(Listener::Ticket(ticket))
         })?;

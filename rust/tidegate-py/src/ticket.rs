@@ -18,15 +18,15 @@ enum State {
     Read(Py<Reply>),
 }
 
-// Not traversed by the garbage collector: a scheduler settles its tickets when it is left, which is what breaks the cycle through it, and
-// a million tickets would cost every collection.
+// Out of the garbage collector's sight: a scheduler settles its tickets when it is left, which is what breaks the cycle through it,
+// and a million tickets would cost every collection.
 /// An accepted request. Awaiting it, any number of times and from any task of the loop, gives its `Reply` or raises its error.
 ///
 /// Attributes:
 ///     id: Number of the request, unique among those pending.
 ///
 /// Cancellation: cancelling who awaits a ticket does not cancel its request; `cancel` does.
-#[pyclass(frozen, weakref, module = "tidegate", freelist = 256)]
+#[pyclass(frozen, module = "tidegate")]
 pub(crate) struct Ticket {
     core: Py<Core>,
     pub(crate) handle: Handle,
@@ -34,8 +34,13 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    pub(crate) fn new(core: Py<Core>, handle: Handle) -> Ticket {
-        Ticket { core, handle, state: Mutex::new(State::Pending { waiters: Vec::new() }) }
+    pub(crate) fn new(core: &Bound<'_, Core>, handle: Handle) -> PyResult<Py<Ticket>> {
+        let state = Mutex::new(State::Pending { waiters: Vec::new() });
+        let ticket = Py::new(core.py(), Ticket { core: core.clone().unbind(), handle, state })?;
+        // SAFETY: a live object that nobody else has seen, and we are attached. Being untracked is allowed for any object, and asked twice
+        // is no error: the collector then never looks at it, and it is freed by its reference count alone.
+        unsafe { pyo3::ffi::PyObject_GC_UnTrack(ticket.as_ptr().cast()) };
+        Ok(ticket)
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {

@@ -5,7 +5,7 @@ use super::event::{Action, Ending, Event};
 use super::lease::LeaseId;
 use super::request::{State, Waits};
 use super::{BackendId, Engine, Timer};
-use crate::limit::Eligible;
+use crate::limit::{Eligible, GateState};
 use crate::time::{Instant, Span};
 
 /// What one attempt came to.
@@ -237,6 +237,7 @@ impl Engine {
         finished
     }
 
+    #[inline]
     fn succeeded(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let waits = self.waits_with(now, slot, lease);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed);
@@ -365,15 +366,12 @@ impl Engine {
     }
 
     /// What a leased request's time went to, its running attempt included.
+    #[inline]
     pub(super) fn waits_with(&self, now: Instant, slot: u32, lease: u32) -> Waits {
         let lease = self.leases.get(lease);
-        let before = self.requests.history(slot).map_or(Waits::default(), |history| history.waits);
-        Waits {
-            limit: before.limit + lease.blocked.0,
-            concurrency: before.concurrency + lease.blocked.1,
-            backoff: before.backoff,
-            attempt: before.attempt + now.since(lease.started_at),
-        }
+        let (limit, concurrency) = lease.blocked;
+        let this = Waits { limit, concurrency, backoff: Span::ZERO, attempt: now.since(lease.started_at) };
+        self.requests.history(slot).map_or(this, |history| history.waits + this)
     }
 
     #[inline]
@@ -414,8 +412,11 @@ impl Engine {
             if std::mem::replace(&mut lease.rejected, true) {
                 return;
             }
+            let is_closed = matches!(quota.gate(now), GateState::Closed(_));
             if let Some(until) = quota.rejected(now, sent_at, retry_after) {
-                self.push_event(Event::LimitClosed { backend: BackendId(id), until });
+                if !is_closed {
+                    self.push_event(Event::LimitClosed { backend: BackendId(id), until });
+                }
                 self.limit_changed(now, id);
             }
         } else if !lease.rejected && quota.accepted(sent_at) {
@@ -441,6 +442,7 @@ impl Engine {
 
     /// Grants what the limits admit of the messages that running attempts wait to send. If some must wait on, what the
     /// backend is blocked by for their sake.
+    #[inline]
     pub(super) fn serve_recharges(&mut self, now: Instant, id: u16) -> Option<Blocked> {
         loop {
             let backend = &mut self.backends[usize::from(id)];
@@ -462,12 +464,12 @@ impl Engine {
     }
 
     /// An attempt that is over sends nothing more. To be called before anything that may grant it a message.
+    #[inline]
     fn drop_recharges(&mut self, now: Instant, id: u16, lease: LeaseId) {
         let recharges = &mut self.backends[usize::from(id)].recharges;
-        if recharges.is_empty() {
-            return;
+        if !recharges.is_empty() {
+            recharges.retain(|&(waiting, _)| waiting != lease);
+            self.reopen(now, id);
         }
-        recharges.retain(|&(waiting, _)| waiting != lease);
-        self.reopen(now, id);
     }
 }

@@ -1,12 +1,12 @@
 //! From the queue to a lease: which head goes next, and to which backend.
 
-use super::backend::Blocked;
+use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
 use super::lease::LeaseId;
 use super::request::{Handle, State};
 use super::{BackendId, Engine, Timer};
 use crate::limit::Eligible;
-use crate::queue::Nodes;
+use crate::queue::{Key, Nodes};
 use crate::route::{self, Candidate};
 use crate::time::{Instant, Span};
 
@@ -37,8 +37,8 @@ impl Engine {
         self.tick(now);
         loop {
             let class = self.least_class()?;
-            if let Some(backend) = self.place(now, class) {
-                return Some(self.lease(now, class, backend));
+            if let Some((slot, backend)) = self.place(now, class) {
+                return Some(self.lease(now, slot, backend));
             }
         }
     }
@@ -88,14 +88,20 @@ impl Engine {
     /// The class with the least head among those that wait for an open backend.
     #[inline]
     fn least_class(&self) -> Option<u32> {
-        let head = |id: usize| self.backends[id].waiting.least();
-        self.ready_backends().filter_map(head).min().map(|(_, class)| class)
+        let mut least: Option<(Key, u32)> = None;
+        for id in self.ready_backends() {
+            let head = self.backends[id].waiting.least();
+            if least.is_none() || head < least {
+                least = head;
+            }
+        }
+        least.map(|(_, class)| class)
     }
 
-    /// The backend that takes the head of `class` now. If there is none, those of its set that were open are blocked when
+    /// The head of `class`, and the backend that takes it now. If there is none, those of its set that were open are blocked when
     /// this returns, or the head is expired since it cannot go before its deadline: look again.
     #[inline]
-    fn place(&mut self, now: Instant, class: u32) -> Option<u16> {
+    fn place(&mut self, now: Instant, class: u32) -> Option<(u32, u16)> {
         let waiting = &self.classes[class as usize];
         let (set, cost) = (waiting.set, waiting.cost);
         let slot = waiting.queue.head(&self.requests)?;
@@ -105,7 +111,6 @@ impl Engine {
             self.abort(now, slot, Ending::Expired(Stage::Queued));
             return None;
         }
-        let avoid = self.requests.history(slot).and_then(|history| history.avoid);
         let mut ready = 0u32;
         let mut last = 0u16;
         for index in 0..self.sets[set as usize].backends.len() {
@@ -125,7 +130,7 @@ impl Engine {
             }
         }
         if ready == 1 {
-            return Some(last);
+            return Some((slot, last));
         }
         if ready == 0 {
             if deadline < Instant::FAR && self.is_hopeless(now, set, cost, deadline) {
@@ -133,6 +138,7 @@ impl Engine {
             }
             return None;
         }
+        let avoid = self.requests.history(slot).and_then(|history| history.avoid);
         let candidates = self.sets[set as usize].backends.iter().filter_map(|&id| {
             let backend = &self.backends[usize::from(id)];
             backend.blocked.is_none().then(|| Candidate {
@@ -142,7 +148,7 @@ impl Engine {
                 failed: avoid == Some(id),
             })
         });
-        route::choose(candidates)
+        route::choose(candidates).map(|backend| (slot, backend))
     }
 
     /// Whether the limits of every backend of a set admit a cost only after `deadline`. Service time is not estimated.
@@ -154,12 +160,15 @@ impl Engine {
     }
 
     #[inline]
-    fn lease(&mut self, now: Instant, class: u32, id: u16) -> Leased {
-        let waiting = &self.classes[class as usize];
+    fn lease(&mut self, now: Instant, slot: u32, id: u16) -> Leased {
+        let class = self.requests.get(slot).class;
+        let waiting = &mut self.classes[class as usize];
         let cost = waiting.cost;
-        let slot = waiting.queue.head(&self.requests).expect("a class in a heap has a head");
+        let head = waiting.queue.pop(&mut self.requests);
+        debug_assert_eq!(head, Some(slot));
+        self.ledger.queued -= 1;
+        self.head_changed(now, class);
         let blocked = self.blocked_since(now, slot);
-        self.dequeue(now, slot);
 
         let lease = self.leases.insert(slot, id, cost, now, blocked);
         let backend = &mut self.backends[usize::from(id)];
@@ -181,7 +190,7 @@ impl Engine {
         }
         self.ledger.leased += 1;
         if full {
-            self.block(now, id, Blocked::FULL);
+            self.fill(now, id);
         }
         let failed = self.requests.history(slot).map(|history| history.failed);
         if failed.is_none() {
@@ -210,13 +219,12 @@ impl Engine {
         entry.mark = mark;
         entry.state = State::Queued;
         self.ledger.queued += 1;
-        let before = waiting.queue.head(&self.requests);
-        if back {
-            waiting.queue.push_back_in_order(&mut self.requests, slot);
+        let leads = if back {
+            waiting.queue.push_back_in_order(&mut self.requests, slot)
         } else {
-            waiting.queue.push(&mut self.requests, slot);
-        }
-        if before != waiting.queue.head(&self.requests) {
+            waiting.queue.push(&mut self.requests, slot)
+        };
+        if leads {
             self.head_changed(now, class);
         }
     }
@@ -281,8 +289,19 @@ impl Engine {
         (limit, concurrency.min(waited - limit))
     }
 
-    /// Takes nothing more from the queue to this backend until its timer, or an event, reopens it.
+    /// A backend that was open has reached its concurrency cap.
     #[inline]
+    fn fill(&mut self, now: Instant, id: u16) {
+        let backend = &mut self.backends[usize::from(id)];
+        debug_assert!(backend.blocked.is_none() && backend.timer.is_none());
+        backend.blocked = Some(Blocked::FULL);
+        for &set in &backend.sets {
+            self.sets[set as usize].change(now, None, Some(Cause::Concurrency));
+        }
+        self.note_ready(id);
+    }
+
+    /// Takes nothing more from the queue to this backend until its timer, or an event, reopens it.
     fn block(&mut self, now: Instant, id: u16, blocked: Blocked) {
         let backend = &mut self.backends[usize::from(id)];
         let before = backend.blocked.replace(blocked);
@@ -300,6 +319,7 @@ impl Engine {
     }
 
     /// Looks at a blocked backend again: first at the attempts that wait to send one more message, then at its concurrency.
+    #[inline]
     pub(super) fn reopen(&mut self, now: Instant, id: u16) {
         if let Some(blocked) = self.serve_recharges(now, id) {
             self.block(now, id, blocked);

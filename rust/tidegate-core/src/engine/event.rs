@@ -70,7 +70,8 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A server rejected a message: its quota is closed.
+    /// A server rejected a message: its quota is closed. Rejections of what was in flight then may put the end off, and are no
+    /// events.
     LimitClosed {
         /// Whose.
         backend: BackendId,

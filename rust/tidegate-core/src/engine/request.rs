@@ -1,5 +1,7 @@
 //! The record of a request: at most 64 bytes while it waits.
 
+use std::ops::Add;
+
 use crate::queue::{Key, Node, Nodes};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
@@ -123,6 +125,19 @@ pub struct Waits {
     pub backoff: Span,
     /// With an attempt running.
     pub attempt: Span,
+}
+
+impl Add for Waits {
+    type Output = Waits;
+
+    fn add(self, other: Waits) -> Waits {
+        Waits {
+            limit: self.limit + other.limit,
+            concurrency: self.concurrency + other.concurrency,
+            backoff: self.backoff + other.backoff,
+            attempt: self.attempt + other.attempt,
+        }
+    }
 }
 
 /// The requests that are pending, by slot.

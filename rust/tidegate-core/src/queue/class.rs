@@ -61,9 +61,10 @@ pub trait Nodes {
     fn node_mut(&mut self, slot: u32) -> &mut Node;
 }
 
-/// First and last slot of a band's list; a band without requests has no list.
+/// The fresh requests of one band: first and last slot.
 #[derive(Clone, Copy, Debug)]
 struct List {
+    band: u8,
     head: u32,
     tail: u32,
 }
@@ -71,13 +72,11 @@ struct List {
 /// The requests of one class. It stores slots; the nodes are the owner's.
 ///
 /// # Complexity
-/// `push`, `head` and `remove` of a fresh request are O(1) (the lists of the occupied bands are dense, found by counting bits);
-/// those of a request that came back are O(log of how many came back).
+/// `head`, and `pop` and `remove` of a fresh request, are O(1); `push` finds the list of its band among those that are not empty, most
+/// of the time one or two. With requests that came back all are O(log of how many came back).
 #[derive(Debug, Default)]
 pub struct Class {
-    /// Bit `b % 64` of word `b / 64`: band `b` has a list.
-    occupied: [u64; 4],
-    /// The lists of the occupied bands, most urgent first.
+    /// The lists that are not empty, most urgent band first.
     lists: Vec<List>,
     returned: BTreeMap<Key, u32>,
     len: u32,
@@ -107,38 +106,59 @@ impl Class {
         }
     }
 
-    /// Adds a request whose key is larger than all keys that were pushed in its band before.
+    /// Adds a request whose key is larger than all keys that were pushed in its band before. True when it is the head now.
     #[inline]
-    pub fn push(&mut self, nodes: &mut impl Nodes, slot: u32) {
-        let band = nodes.node(slot).key.band();
-        let rank = self.rank(band);
-        if self.has(band) {
-            let list = &mut self.lists[rank];
-            nodes.node_mut(list.tail).next = slot;
-            let node = nodes.node_mut(slot);
-            node.prev = list.tail;
-            node.next = NIL;
-            list.tail = slot;
-        } else {
-            self.lists.insert(rank, List { head: slot, tail: slot });
-            self.occupied[usize::from(band) / 64] |= 1 << (band % 64);
-            let node = nodes.node_mut(slot);
-            node.prev = NIL;
-            node.next = NIL;
-        }
+    pub fn push(&mut self, nodes: &mut impl Nodes, slot: u32) -> bool {
         self.len += 1;
+        let key = nodes.node(slot).key;
+        match self.list(key.band()) {
+            Ok(rank) => {
+                let tail = std::mem::replace(&mut self.lists[rank].tail, slot);
+                nodes.node_mut(tail).next = slot;
+                let node = nodes.node_mut(slot);
+                (node.prev, node.next) = (tail, NIL);
+                false
+            }
+            Err(rank) => {
+                self.lists.insert(rank, List { band: key.band(), head: slot, tail: slot });
+                let node = nodes.node_mut(slot);
+                (node.prev, node.next) = (NIL, NIL);
+                rank == 0 && self.returned.first_key_value().is_none_or(|(returned, _)| key < *returned)
+            }
+        }
     }
 
-    /// Adds a request that was taken before and keeps its key.
-    pub fn push_back_in_order(&mut self, nodes: &mut impl Nodes, slot: u32) {
+    /// Adds a request that was taken before and keeps its key. True when it is the head now.
+    pub fn push_back_in_order(&mut self, nodes: &mut impl Nodes, slot: u32) -> bool {
         let node = nodes.node_mut(slot);
         node.prev = RETURNED;
         self.returned.insert(node.key, slot);
         self.len += 1;
+        self.head(nodes) == Some(slot)
+    }
+
+    /// Takes out the request with the least key.
+    #[inline]
+    pub fn pop(&mut self, nodes: &mut impl Nodes) -> Option<u32> {
+        let slot = self.head(nodes)?;
+        let Node { next, prev, .. } = *nodes.node(slot);
+        self.len -= 1;
+        match (prev, next) {
+            (RETURNED, _) => {
+                self.returned.pop_first();
+            }
+            (_, NIL) => {
+                self.lists.remove(0);
+            }
+            _ => {
+                nodes.node_mut(next).prev = NIL;
+                self.lists[0].head = next;
+            }
+        }
+        Some(slot)
     }
 
     /// Takes out the request in `slot`, which waits here.
-    #[inline]
     pub fn remove(&mut self, nodes: &mut impl Nodes, slot: u32) {
         let Node { next, prev, key } = *nodes.node(slot);
         self.len -= 1;
@@ -153,32 +173,21 @@ impl Class {
             nodes.node_mut(next).prev = prev;
         }
         if prev == NIL || next == NIL {
-            let band = key.band();
-            let rank = self.rank(band);
-            let list = &mut self.lists[rank];
+            let rank = self.list(key.band()).expect("the band of a node in a list has a list");
             match (prev, next) {
                 (NIL, NIL) => {
                     self.lists.remove(rank);
-                    self.occupied[usize::from(band) / 64] &= !(1 << (band % 64));
                 }
-                (NIL, _) => list.head = next,
-                (_, _) => list.tail = prev,
+                (NIL, _) => self.lists[rank].head = next,
+                (_, _) => self.lists[rank].tail = prev,
             }
         }
     }
 
+    /// Where the list of `band` is, or would be.
     #[inline]
-    fn has(&self, band: u8) -> bool {
-        self.occupied[usize::from(band) / 64] & (1 << (band % 64)) != 0
-    }
-
-    /// How many occupied bands are more urgent than `band`: the place of its list in `lists`.
-    #[inline]
-    fn rank(&self, band: u8) -> usize {
-        let word = usize::from(band) / 64;
-        let below = self.occupied[word] & ((1 << (band % 64)) - 1);
-        let before: u32 = self.occupied[..word].iter().map(|bits| bits.count_ones()).sum();
-        (before + below.count_ones()) as usize
+    fn list(&self, band: u8) -> Result<usize, usize> {
+        self.lists.binary_search_by_key(&band, |list| list.band)
     }
 }
 

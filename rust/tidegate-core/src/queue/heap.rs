@@ -37,6 +37,12 @@ impl ReadyHeap {
     /// Puts `class` in with the key of its head, or moves it there.
     #[inline]
     pub fn set(&mut self, class: u32, key: Key) {
+        if let [only] = self.items.as_mut_slice()
+            && only.1 == class
+        {
+            only.0 = key;
+            return;
+        }
         let index = class as usize;
         if self.position.len() <= index {
             self.position.resize(index + 1, ABSENT);
