@@ -373,9 +373,7 @@ async def test_exception_in_a_thread():
     assert (reply.value, attempts) == ("value", [1, 2, 3])
 
 
-@pytest.mark.parametrize(
-    "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), StopIteration()]
-)
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), StopIteration()], ids=repr)
 async def test_base_exceptions_in_a_thread(error):
     """Nothing that a handler raises in a thread stops the thread, the loop or the next request."""
 
