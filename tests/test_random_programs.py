@@ -28,6 +28,12 @@ WINDOW = Limit(3, 10)
 HOLD = 10.002  # the period and its margin
 
 
+class ServerError(Exception):
+    """What an HTTP client raises: its status says that headers have come."""
+
+    status = 500
+
+
 # ---- The model
 
 
@@ -42,7 +48,7 @@ class Request:
     state: str = "queued"
     attempt: int = 0
     sent_at: float = 0.0
-    until: tuple = ()  # when its attempt ends, and how many had been sent before
+    until: float = 0.0
 
 
 @dataclass
@@ -55,7 +61,6 @@ class Model:
     requests: list = field(default_factory=list)
     releases: list = field(default_factory=list)
     longest: float = 0.0
-    sent: int = 0
 
     def in_state(self, *states):
         return [request for request in self.requests if request.state in states]
@@ -81,8 +86,7 @@ class Model:
                 break
             request.state = "leased"
             request.sent_at = self.now
-            request.until = (self.now + request.script[request.attempt][0], self.sent)
-            self.sent += 1
+            request.until = self.now + request.script[request.attempt][0]
 
     def advance(self, seconds):
         self.now += seconds
@@ -91,17 +95,16 @@ class Model:
                 self.give_up(request, "expired")
             elif request.state == "delayed":
                 request.state = "queued"
-        for request in sorted(self.in_state("leased"), key=lambda request: request.until):
-            if request.until[0] <= self.now:
+        for request in self.in_state("leased"):
+            if request.until <= self.now:
                 self.finish(request)
 
     def finish(self, request):
+        self.longest = max(self.longest, self.now - request.sent_at)
+        self.releases.append(self.now + HOLD)
         if request.script[request.attempt][1]:
-            self.longest = max(self.longest, self.now - request.sent_at)
-            self.releases.append(self.now + HOLD)
             request.state = "done" if request.held else "delivered"
             return
-        self.releases.append(self.now + self.longest + HOLD)
         request.attempt += 1
         request.state = "delayed" if request.attempt < ATTEMPTS else "dead"
 
@@ -247,7 +250,9 @@ class Program:
             async with self.scheduler.slot("api"):
                 await leave.wait()
 
-        self.slots.append((asyncio.create_task(body()), leave, request))
+        task = asyncio.create_task(body())
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self.slots.append((task, leave, request))
 
     async def exit(self, index):
         if not self.slots:
@@ -309,7 +314,7 @@ async def test_ledger_is_exact_after_each_step(seed, length, concurrency, limite
         duration, succeeds = request.target[request.attempt - 1]
         await clock.sleep(duration)
         if not succeeds:
-            raise ConnectionError
+            raise ServerError
         return request.target
 
     quota = BackendQuota(*([WINDOW] if limited else []), concurrency=concurrency)
