@@ -132,7 +132,12 @@ class Driver:
         future: asyncio.Future[bool] = self.loop.create_future()
         self._idle.append(future)
         self.core.watch_idle()
-        late = None if timeout is None else self.loop.call_later(timeout, _resolve, future, False)
+        late: asyncio.TimerHandle | asyncio.Future[None] | None = None
+        if timeout is not None and self._clock is not None:
+            late = self._clock.alarm(timeout)
+            late.add_done_callback(lambda _: _resolve(future, False))
+        elif timeout is not None:
+            late = self.loop.call_later(timeout, _resolve, future, False)
         try:
             return await future
         finally:
