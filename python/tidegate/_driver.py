@@ -58,12 +58,12 @@ class Driver:
         if clock is not None:
             clock.attach(self)
 
-    def pump(self, *, timer: bool = False) -> None:
-        """Do what there is to do now. `timer`: because the timer has fired."""
+    def pump(self) -> None:
+        """Do what there is to do now."""
         if self._stopped:
-            self.core.pump(timer)  # threads that came too late are told
+            self.core.pump(False)  # threads that came too late are told
             return
-        interrupt, wake, dismiss, hire, wait, idle, events = self.core.pump(timer)
+        interrupt, wake, dismiss, hire, wait, idle, events = self.core.pump(self._timer is not None)
         self._workers.interrupt(interrupt)
         self._workers.wake(dismiss, work=False)
         self._workers.wake(wake)
@@ -75,6 +75,8 @@ class Driver:
         for kind, backend, seconds in events:
             self._tell(Event(kind, backend, seconds))
         if wait is not None and self._clock is None:
+            if self._timer is not None:
+                self._timer.cancel()
             self._arm(wait)
 
     def _arm(self, wait: float) -> None:
@@ -87,6 +89,10 @@ class Driver:
         else:
             self._timer = self.loop.call_later(wait, self._fire, context=self._context)
 
+    def _fire(self) -> None:
+        self._timer = None
+        self.pump()
+
     def _turn(self, due: float) -> None:
         """Spend the last millisecond of a short wait in turns of the loop."""
         if monotonic() < due:
@@ -94,9 +100,6 @@ class Driver:
         else:
             self._met = due
             self._fire()
-
-    def _fire(self) -> None:
-        self.pump(timer=True)
 
     async def wait_for_room(self, *, first: bool = False) -> None:
         """Wait in line until one more request may be accepted, or none ever.
