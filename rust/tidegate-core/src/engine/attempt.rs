@@ -183,7 +183,7 @@ impl Engine {
         let Some(index) = self.leases.find(lease) else { return Finished::Stray };
         let running = self.leases.get(index);
         let (id, request) = (running.backend, running.request);
-        self.drop_recharges(now, id, lease);
+        let dropped = self.drop_recharges(id, lease);
         let running = self.leases.get(index);
         if unsent && running.unacked > 0 {
             let (sent_at, unacked) = (running.sent_at, running.unacked);
@@ -221,7 +221,7 @@ impl Engine {
         self.leases.remove(index);
         let backend = &mut self.backends[usize::from(id)];
         backend.in_flight -= 1;
-        if let Some(Blocked { cause: Cause::Concurrency, .. }) = backend.blocked {
+        if dropped || matches!(backend.blocked, Some(Blocked { cause: Cause::Concurrency, .. })) {
             self.reopen(now, id);
         }
         finished
@@ -360,8 +360,11 @@ impl Engine {
         backend.strays += 1;
         self.leases.remove_timed(&mut backend.timed, index);
         let lease = self.leases.id(index);
-        self.drop_recharges(now, id, lease);
+        let dropped = self.drop_recharges(id, lease);
         self.unanswered(now, index);
+        if dropped {
+            self.reopen(now, id);
+        }
         self.actions.push_back(Action::Interrupt { lease });
     }
 
@@ -463,13 +466,15 @@ impl Engine {
         }
     }
 
-    /// An attempt that is over sends nothing more. To be called before anything that may grant it a message.
+    /// An attempt that is over sends nothing more; to be called before its end is settled, which may grant it something. Whether it
+    /// waited to: then its backend is to be reopened once all is settled.
     #[inline]
-    fn drop_recharges(&mut self, now: Instant, id: u16, lease: LeaseId) {
+    fn drop_recharges(&mut self, id: u16, lease: LeaseId) -> bool {
         let recharges = &mut self.backends[usize::from(id)].recharges;
-        if !recharges.is_empty() {
+        let waiting = recharges.len();
+        if waiting > 0 {
             recharges.retain(|&(waiting, _)| waiting != lease);
-            self.reopen(now, id);
         }
+        recharges.len() < waiting
     }
 }
