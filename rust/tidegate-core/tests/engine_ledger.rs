@@ -305,7 +305,7 @@ impl Run {
 
     fn finish(&mut self, lease: LeaseId, outcome: Outcome, answer: Answer, unsent: bool) -> Result<(), TestCaseError> {
         let now = self.now;
-        // Else a message let go or a time-out may be unknown as yet.
+        // If not, a message that was let go or a time-out may be unknown as yet.
         let informed = !self.engine.has_news();
         let finished = self.engine.finish(now, lease, outcome, answer, unsent);
         let attempt = self.attempts.get_mut(&lease.to_bits()).unwrap();
@@ -321,7 +321,7 @@ impl Run {
         request.attempt = request.attempt + now.since(attempt.started_at);
         let limited = outcome == Outcome::Limited || (outcome == Outcome::Ok && attempt.rejected);
         let is_last = request.flags.once || request.failed + 1 >= self.most_attempts;
-        match finished {
+        let (state, waits, age, attempts) = match finished {
             Finished::Stray => unreachable!(),
             Finished::Again { failed } => {
                 prop_assert!(!request.flags.once);
@@ -329,19 +329,15 @@ impl Run {
                 prop_assert!(expected || !informed);
                 request.failed += u32::from(failed);
                 request.state = State::Queued;
+                return Ok(());
             }
             Finished::Done { waits, age, attempts } => {
                 prop_assert!(outcome == Outcome::Ok && !(limited && informed));
-                prop_assert!(attempts == request.failed + 1 || !informed);
-                request.state = State::Leased(lease);
-                let state = if request.flags.held { State::Done } else { State::Delivered };
-                self.check_waits(index, waits, age)?;
-                self.requests[index].state = state;
+                (if request.flags.held { State::Done } else { State::Delivered }, waits, age, attempts)
             }
             Finished::GivenUp { waits, age } => {
                 prop_assert!(outcome == Outcome::Neutral && unsent);
-                self.check_waits(index, waits, age)?;
-                self.requests[index].state = State::Cancelled;
+                (State::Cancelled, waits, age, request.failed + 1)
             }
             Finished::Dead { waits, age, attempts } => {
                 let expected = match outcome {
@@ -350,11 +346,12 @@ impl Run {
                     Outcome::Neutral => !unsent,
                 };
                 prop_assert!(expected || !informed);
-                prop_assert!(attempts == request.failed + 1 || !informed);
-                self.check_waits(index, waits, age)?;
-                self.requests[index].state = State::Dead;
+                (State::Dead, waits, age, attempts)
             }
-        }
+        };
+        prop_assert!(attempts == request.failed + 1 || !informed);
+        self.check_waits(index, waits, age)?;
+        self.requests[index].state = state;
         Ok(())
     }
 

@@ -670,6 +670,20 @@ fn an_attempt_that_is_over_sends_nothing_more() {
     assert_eq!(engine.take(at(2 * SECOND)).map(|leased| leased.request), Some(next), "the next one is the probe");
 }
 
+/// What ended with a rejection makes no way for the message behind it: the limit is closed first.
+#[test]
+fn a_rejection_counts_before_what_it_makes_way_for() {
+    let (mut engine, _, class) = single(retry(9, Span::ZERO), &spec(&[window(4, 60)], None));
+    for _ in 0..3 {
+        submit(&mut engine, at(0), &plain(class));
+    }
+    let leases = take_all(&mut engine, at(0));
+    assert_eq!(engine.recharge(at(0), leases[0].lease, 2), Recharge::Waits);
+    assert_eq!(engine.recharge(at(0), leases[1].lease, 1), Recharge::Waits);
+    engine.finish(at(1), leases[0].lease, Outcome::Limited, REJECTED, false);
+    assert_eq!(engine.pop_action(), None);
+}
+
 /// A rejection that comes after the attempt was given up closes the limit all the same.
 #[test]
 fn a_late_rejection_closes_the_limit() {

@@ -106,7 +106,6 @@ impl Engine {
     #[inline]
     pub fn ack(&mut self, now: Instant, lease: LeaseId, answer: Answer) {
         let Some(index) = self.leases.find(lease) else { return };
-        self.acknowledge(now, index);
         self.answered(now, index, answer.is_rejection(), answer.retry_after);
     }
 
@@ -123,7 +122,6 @@ impl Engine {
         if cost > capacity {
             return Recharge::Never(capacity);
         }
-        self.acknowledge(now, index);
         self.answered(now, index, false, None);
         self.backends[usize::from(id)].recharges.push_back((lease, cost));
         let waited = self.actions.len();
@@ -183,7 +181,7 @@ impl Engine {
         let Some(index) = self.leases.find(lease) else { return Finished::Stray };
         let running = self.leases.get(index);
         let (id, request) = (running.backend, running.request);
-        self.drop_recharges(now, id, lease);
+        let dropped = self.drop_recharges(id, lease);
         let running = self.leases.get(index);
         if unsent && running.unacked > 0 {
             let (sent_at, unacked) = (running.sent_at, running.unacked);
@@ -197,7 +195,6 @@ impl Engine {
                 self.answered(now, index, true, answer.retry_after);
             }
         } else if matches!(outcome, Outcome::Ok | Outcome::Limited) || answer.status.is_some() {
-            self.acknowledge(now, index);
             self.answered(now, index, outcome == Outcome::Limited, answer.retry_after);
         } else {
             self.unanswered(now, index);
@@ -221,7 +218,7 @@ impl Engine {
         self.leases.remove(index);
         let backend = &mut self.backends[usize::from(id)];
         backend.in_flight -= 1;
-        if let Some(Blocked { cause: Cause::Concurrency, .. }) = backend.blocked {
+        if dropped || matches!(backend.blocked, Some(Blocked { cause: Cause::Concurrency, .. })) {
             self.reopen(now, id);
         }
         finished
@@ -360,8 +357,11 @@ impl Engine {
         backend.strays += 1;
         self.leases.remove_timed(&mut backend.timed, index);
         let lease = self.leases.id(index);
-        self.drop_recharges(now, id, lease);
+        let dropped = self.drop_recharges(id, lease);
         self.unanswered(now, index);
+        if dropped {
+            self.reopen(now, id);
+        }
         self.actions.push_back(Action::Interrupt { lease });
     }
 
@@ -374,17 +374,31 @@ impl Engine {
         self.requests.history(slot).map_or(this, |history| history.waits + this)
     }
 
+    /// The server has answered what an attempt sent: its clocks start, and the gate learns of it. Only then may others go.
     #[inline]
-    fn acknowledge(&mut self, now: Instant, index: u32) {
+    fn answered(&mut self, now: Instant, index: u32, rejection: bool, retry_after: Option<Span>) {
         let lease = self.leases.get_mut(index);
-        let unacked = std::mem::take(&mut lease.unacked);
-        if unacked == 0 {
-            return;
-        }
-        let (id, latency) = (lease.backend, now.since(lease.sent_at));
+        let (id, sent_at, unacked) = (lease.backend, lease.sent_at, std::mem::take(&mut lease.unacked));
+        // The acknowledgement and the outcome of one attempt are one rejection.
+        let was_rejected = lease.rejected;
+        lease.rejected |= rejection;
         let backend = &mut self.backends[usize::from(id)];
-        backend.longest_latency = backend.longest_latency.max(latency);
-        backend.quota.ack(now, unacked);
+        if unacked > 0 {
+            backend.longest_latency = backend.longest_latency.max(now.since(sent_at));
+            backend.quota.ack(now, unacked);
+        }
+        let event = if was_rejected {
+            None
+        } else if rejection {
+            let is_closed = matches!(backend.quota.gate(now), GateState::Closed(_));
+            let closed = backend.quota.rejected(now, sent_at, retry_after).filter(|_| !is_closed);
+            closed.map(|until| Event::LimitClosed { backend: BackendId(id), until })
+        } else {
+            backend.quota.accepted(sent_at).then_some(Event::LimitReopened { backend: BackendId(id) })
+        };
+        if let Some(event) = event {
+            self.push_event(event);
+        }
         self.limit_changed(now, id);
     }
 
@@ -400,29 +414,6 @@ impl Engine {
         backend.quota.ack(now + backend.longest_latency, unacked);
         backend.quota.unanswered(sent_at);
         self.limit_changed(now, id);
-    }
-
-    #[inline]
-    fn answered(&mut self, now: Instant, index: u32, rejection: bool, retry_after: Option<Span>) {
-        let lease = self.leases.get_mut(index);
-        let (id, sent_at) = (lease.backend, lease.sent_at);
-        let quota = &mut self.backends[usize::from(id)].quota;
-        if rejection {
-            // The acknowledgement and the outcome of one attempt are one rejection.
-            if std::mem::replace(&mut lease.rejected, true) {
-                return;
-            }
-            let is_closed = matches!(quota.gate(now), GateState::Closed(_));
-            if let Some(until) = quota.rejected(now, sent_at, retry_after) {
-                if !is_closed {
-                    self.push_event(Event::LimitClosed { backend: BackendId(id), until });
-                }
-                self.limit_changed(now, id);
-            }
-        } else if !lease.rejected && quota.accepted(sent_at) {
-            self.push_event(Event::LimitReopened { backend: BackendId(id) });
-            self.limit_changed(now, id);
-        }
     }
 
     /// Something happened to a quota: what it holds back may go earlier than it was told.
@@ -463,13 +454,15 @@ impl Engine {
         }
     }
 
-    /// An attempt that is over sends nothing more. To be called before anything that may grant it a message.
+    /// An attempt that is over sends nothing more; to be called before its end is settled, which may grant it something. Whether it
+    /// waited to: then its backend is to be reopened once all is settled.
     #[inline]
-    fn drop_recharges(&mut self, now: Instant, id: u16, lease: LeaseId) {
+    fn drop_recharges(&mut self, id: u16, lease: LeaseId) -> bool {
         let recharges = &mut self.backends[usize::from(id)].recharges;
-        if !recharges.is_empty() {
+        let waiting = recharges.len();
+        if waiting > 0 {
             recharges.retain(|&(waiting, _)| waiting != lease);
-            self.reopen(now, id);
         }
+        recharges.len() < waiting
     }
 }
