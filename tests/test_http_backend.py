@@ -1,5 +1,7 @@
 """Options of `HttpBackend` that cannot work are refused when it is made, by name and with the way out."""
 
+import sys
+
 import pytest
 
 from tidegate import ConfigError
@@ -64,3 +66,9 @@ def test_refused_header_shows_its_name_and_not_its_value():
         HttpBackend("web", "https://api.example/", headers={"X-Key": "word\n"})
     assert "X-Key" in str(refused.value)
     assert "word" not in str(refused.value)
+
+
+def test_missing_aiohttp_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(ConfigError, match="pip install"):
+        HttpBackend("web", "https://api.example/")

@@ -56,9 +56,7 @@ class ManualClock(_core.ManualClock):
         if seconds == 0:
             await asyncio.sleep(0)
             return
-        woken = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self.time_ns() + _nanos(seconds), next(self._numbers), woken))
-        await woken
+        await self.alarm(seconds)
 
     def advance(self, seconds: float) -> "Settling":
         """Move the clock by `seconds` at once. Awaiting the result lets everything run that can.
@@ -85,6 +83,12 @@ class ManualClock(_core.ManualClock):
                 return
             self._move_to(min(wakes))
             self._fire()
+
+    def alarm(self, seconds: float) -> asyncio.Future[None]:
+        """A future that is done once the clock has moved on by `seconds`. Cancelled, it holds time up no more."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.time_ns() + _nanos(seconds), next(self._numbers), woken))
+        return woken
 
     def attach(self, scheduler: Driven) -> None:
         """Drive a scheduler; it does this itself when it is entered."""

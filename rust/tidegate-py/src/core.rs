@@ -446,11 +446,12 @@ impl Core {
         })
     }
 
-    /// Lets time pass and says what there is to do:
-    /// `(interrupt, wake, dismiss, hire, seconds until the next pump or None, idle, events)`.
-    fn pump<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+    /// Lets time pass and says what there is to do. `timer`: the loop's timer has fired, and is to be armed anew.
+    /// `(interrupt, wake, dismiss, hire, seconds until the timer shall fire or None to leave it, idle, events)`.
+    #[pyo3(signature = (timer, /))]
+    fn pump<'py>(&self, py: Python<'py>, timer: bool) -> PyResult<Bound<'py, PyTuple>> {
         let now = self.now();
-        let news = self.lock()?.pump(py, now);
+        let news = self.lock()?.pump(py, now, timer);
         let News { interrupt, staffing, wait, idle, events, timed_out, grants, refused } = news;
         // Errors are made by Python code, so outside of the lock, and before the requests that ended by them are concluded.
         for (request, backend, timeout) in timed_out {

@@ -66,7 +66,7 @@ pub(crate) struct News {
     /// Workers whose attempts were given up.
     pub(crate) interrupt: Vec<u32>,
     pub(crate) staffing: Staffing,
-    /// Until the next pump.
+    /// Until the loop's timer shall fire; nothing to leave it as it is.
     pub(crate) wait: Option<Span>,
     pub(crate) idle: bool,
     pub(crate) events: Vec<(&'static str, Py<PyString>, Option<f64>)>,
@@ -300,8 +300,11 @@ impl State {
     }
 
     /// Lets time pass, and finds out what there is to do.
-    pub(crate) fn pump(&mut self, py: Python<'_>, now: Instant) -> News {
+    pub(crate) fn pump(&mut self, py: Python<'_>, now: Instant, timer: bool) -> News {
         self.pump_due = false;
+        if timer {
+            self.timer_at = Instant::FAR;
+        }
         let refused = self.take_in(now);
         self.engine.tick(now);
         let staffing = self.engine.staff(now);
@@ -338,8 +341,9 @@ impl State {
                 _ => {}
             }
         }
-        let wake = self.engine.next_wake();
-        self.timer_at = wake.unwrap_or(Instant::FAR);
+        // A timer that fires too early costs one pump; to move it at each of them would cost more.
+        let wake = self.engine.next_wake().filter(|&wake| wake < self.timer_at);
+        self.timer_at = wake.unwrap_or(self.timer_at);
         let idle = self.engine.is_idle();
         self.idle_watched &= !idle;
         self.room_watched &= !self.engine.room().has_room();
