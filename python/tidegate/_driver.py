@@ -203,11 +203,10 @@ class Driver:
 
     def _wake_for_room(self) -> None:
         """Wake the first in line, or all when nothing is accepted any more."""
-        for future in list(self._room):
+        woken = [self._room[0]] if self._room and self.core.is_accepting() else list(self._room)
+        for future in woken:
             if not future.done():
                 future.set_result(None)
-            if self.core.is_accepting():
-                return
 
     def _tell(self, event: Event) -> None:
         if event.kind == "limit_closed":
