@@ -5,9 +5,11 @@ on asyncio alone.
 """
 
 import asyncio
+import gc
+import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import hypothesis
 import pytest
@@ -67,3 +69,20 @@ def find_server() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture
+async def quiet(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+    """Fail for what a loop only logs: exceptions that were never retrieved, tasks destroyed while pending, errors of ours."""
+    complaints: list[Mapping[str, object]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: complaints.append(context))
+    gc.freeze()  # what was there before is not looked through again
+    yield
+    gc.collect()
+    gc.unfreeze()
+    await asyncio.sleep(0)
+    loop.set_exception_handler(None)
+    assert not complaints
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert not errors

@@ -61,9 +61,9 @@ class Driver:
     def pump(self) -> None:
         """Do what there is to do now."""
         if self._stopped:
-            self.core.pump()  # threads that came too late are told
+            self.core.pump(False)  # threads that came too late are told
             return
-        interrupt, wake, dismiss, hire, wait, idle, events = self.core.pump()
+        interrupt, wake, dismiss, hire, wait, idle, events = self.core.pump(self._timer is not None)
         self._workers.interrupt(interrupt)
         self._workers.wake(dismiss, work=False)
         self._workers.wake(wake)
@@ -74,19 +74,24 @@ class Driver:
             self._wake_for_room()
         for kind, backend, seconds in events:
             self._tell(Event(kind, backend, seconds))
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if wait is not None and self._clock is None:
+            if self._timer is not None:
+                self._timer.cancel()
             self._arm(wait)
 
     def _arm(self, wait: float) -> None:
         """Pump `wait` seconds from now: to the loop's millisecond, or exactly when the wait is short and such waits are rare."""
+        if self._timer is not None:
+            self._timer.cancel()
         due = monotonic() + wait
         if wait < SHORT and due - self._met >= RARE:
             self._timer = self.loop.call_later(wait - TICK, self._turn, due, context=self._context)
         else:
-            self._timer = self.loop.call_later(wait, self.pump, context=self._context)
+            self._timer = self.loop.call_later(wait, self._fire, context=self._context)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self.pump()
 
     def _turn(self, due: float) -> None:
         """Spend the last millisecond of a short wait in turns of the loop."""
@@ -94,7 +99,7 @@ class Driver:
             self._timer = self.loop.call_soon(self._turn, due, context=self._context)
         else:
             self._met = due
-            self.pump()
+            self._fire()
 
     async def wait_for_room(self, *, first: bool = False) -> None:
         """Wait in line until one more request may be accepted, or none ever.
@@ -190,7 +195,7 @@ class Driver:
             self.loop.call_soon_threadsafe(self.pump, context=self._context)
         except RuntimeError:  # the loop was closed: nothing goes on any more, and the thread is told
             self.core.close()
-            self.core.pump()
+            self.core.pump(False)
 
     def _resolve_idle(self) -> None:
         for future in self._idle:

@@ -54,7 +54,7 @@ class Slot:
     """
 
     def __init__(self, submit: Submit) -> None:
-        self._submit = submit
+        self._submit: Submit | None = submit
         self._ticket: _core.Ticket | None = None
         self._granted: asyncio.Future[_core.Request | None] | None = None
         self._released: asyncio.Future[BaseException | None] | None = None
@@ -72,26 +72,25 @@ class Slot:
             DeadlineExceededError: It did not come within `timeout`.
             SchedulerClosedError: The scheduler was closed.
         """
-        if self._granted is not None:
+        submit, self._submit = self._submit, None
+        if submit is None:
             msg = "a slot is used once; call slot() for another"
             raise RuntimeError(msg)
         loop = asyncio.get_running_loop()
-        self._granted = loop.create_future()
+        self._granted = granted = loop.create_future()
         self._released = loop.create_future()
-        self._ticket = ticket = await self._submit(self)
+        self._ticket = ticket = await submit(self)
         try:
             # The ticket resolves the same future, with None, when the request ends before it is granted.
-            request = await self._granted if ticket._wait(self._granted) else None  # noqa: SLF001 - the ticket's other half
+            request = await granted if ticket._wait(granted) else None  # noqa: SLF001 - the ticket's other half
         except asyncio.CancelledError:
-            if self._granted.done() and not self._granted.cancelled():
-                self._leave(UnsentError())
-            else:
+            if granted.cancelled() or not granted.done():
                 ticket.cancel()
-                self._ticket = None
+            self._leave(UnsentError())
             raise
         if request is None:
-            self._ticket = None  # its error refers to this object, as its target
             reply = ticket._reply()  # noqa: SLF001
+            self._leave(None)
             assert reply is not None and reply.error is not None  # noqa: PT018 - it ended, and not with a value
             raise to_raise(reply.error)
         self._task = asyncio.current_task()
@@ -115,16 +114,17 @@ class Slot:
 
     async def __call__(self, request: _core.Request) -> None:
         """Hold the permit for the body: the runner of this request."""
-        if self._granted is None or self._released is None or self._granted.done():
+        granted, released = self._granted, self._released
+        if granted is None or released is None or granted.done():
             raise UnsentError
-        self._granted.set_result(request)
+        granted.set_result(request)
         try:
-            error = await self._released
+            error = await released
         except asyncio.CancelledError:
-            if self._released.cancelled():
+            if released.cancelled():
                 self._cancel_late_body()
                 raise StillRunningError(self) from None
-            error = self._released.result()
+            error = released.result()
         if isinstance(error, UnsentError):
             raise error
         if error is not None:
@@ -146,7 +146,8 @@ class Slot:
             self._when_left()
         if self._ticket is not None:
             self._ticket._forget()  # noqa: SLF001 - what the body raised, its own caller hears
-            self._ticket = None
+        # All of these refer to this object: as their target, their runner.
+        self._ticket = self._granted = self._released = self._when_left = None
 
     def _cancel_late_body(self) -> None:
         reply = self._ticket._reply() if self._ticket is not None else None  # noqa: SLF001

@@ -109,6 +109,7 @@ class HandlerThreads:
         except asyncio.CancelledError:
             raise StillRunningError(call) from None
         result, error = call.result, call.error
+        call.result = call.error = None
         try:
             if error is not None:
                 raise error
@@ -116,8 +117,8 @@ class HandlerThreads:
                 return await result
             return result
         finally:
-            # Its traceback holds this frame.
-            del call, error
+            # Its traceback holds this frame, and that of the call.
+            del error
 
     def close(self) -> None:
         """Let the threads end, each when its call has returned."""

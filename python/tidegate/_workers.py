@@ -11,6 +11,7 @@ from typing import Any
 from tidegate import _core
 from tidegate._errors import BackendRejectedError, InternalError
 from tidegate._outcome import Classified, Outcome, UnsentError, verdict_of
+from tidegate._quote import shown
 from tidegate._threads import StillRunningError
 
 logger = logging.getLogger("tidegate")
@@ -139,7 +140,7 @@ class Workers:
             case Classified():
                 result = error.result
                 if error.outcome is not Outcome.OK and not isinstance(result, BaseException):
-                    result = BackendRejectedError(f"classified as {error.outcome.name}: {result!r}")
+                    result = BackendRejectedError(f"classified as {error.outcome.name}: {shown(result)}")
                 verdict = verdict_of(result) if isinstance(result, BaseException) else None
                 status, headers = (verdict.status, verdict.headers) if verdict else (None, None)
                 finish(worker, error.outcome, result, status, headers)

@@ -571,7 +571,7 @@ fn limit() -> impl Strategy<Value = Limit> {
 
 fn backend() -> impl Strategy<Value = BackendSpec> {
     let limits = prop::collection::vec(limit(), 0..3);
-    let timeout = prop::option::weighted(0.6, prop_oneof![Just(0), 0..MS, 0..10 * SECOND]);
+    let timeout = prop::option::weighted(0.6, prop_oneof![Just(0), 0..MS, 0..100 * MS, 0..10 * SECOND]);
     (limits, prop::option::weighted(0.8, 1u32..4), timeout).prop_map(|(limits, concurrency, timeout)| BackendSpec {
         timeout: timeout.map(Span::from_nanos),
         ..spec(&limits, concurrency)
@@ -610,7 +610,7 @@ proptest! {
                 run.drain()?;
             }
             run.check()?;
-            if matches!(op, Op::Tick) && !run.engine.has_news() {
+            if matches!(op, Op::Tick | Op::Take | Op::Ask) && !run.engine.has_news() {
                 run.check_overdue()?;
             }
         }

@@ -34,6 +34,8 @@ struct Attempt {
     unacked: u32,
     sent: Instant,
     rejected: bool,
+    /// Its last message was an extra one.
+    extra: bool,
 }
 
 #[derive(Debug)]
@@ -101,7 +103,7 @@ impl Model {
                 site.recharges.remove(0);
                 site.quota.send(now, cost);
                 let attempt = self.attempts.get_mut(&lease.to_bits()).unwrap();
-                (attempt.unacked, attempt.sent, attempt.rejected) = (cost, now, false);
+                (attempt.unacked, attempt.sent, attempt.rejected, attempt.extra) = (cost, now, false, true);
                 self.recharged.insert(lease.to_bits());
             }
         }
@@ -197,6 +199,8 @@ enum Op {
     Ask,
     Ack(usize, Option<u16>),
     Recharge(usize, u32),
+    /// The extra message that an attempt has asked for last, or is waiting to send, is not sent.
+    Unsend(usize),
     Finish(usize, End),
     Cancel(usize),
 }
@@ -215,7 +219,8 @@ fn op() -> impl Strategy<Value = Op> {
         8 => Just(Op::Take),
         2 => Just(Op::Ask),
         3 => (0usize..1000, status).prop_map(|(index, status)| Op::Ack(index, status)),
-        1 => (0usize..1000, 1u32..4).prop_map(|(index, cost)| Op::Recharge(index, cost)),
+        2 => (0usize..1000, 1u32..4).prop_map(|(index, cost)| Op::Recharge(index, cost)),
+        1 => (0usize..1000).prop_map(Op::Unsend),
         5 => (0usize..1000, end).prop_map(|(index, end)| Op::Finish(index, end)),
         2 => (0usize..1000).prop_map(Op::Cancel),
     ]
@@ -287,7 +292,7 @@ impl Pair {
             request.waits = false;
             let cost = self.model.classes[request.class].1;
             self.model.sites[backend].quota.send(self.now, cost);
-            let attempt = Attempt { request: Some(index), backend, unacked: cost, sent: self.now, rejected: false };
+            let attempt = Attempt { request: Some(index), backend, unacked: cost, sent: self.now, rejected: false, extra: false };
             self.model.attempts.insert(leased.lease.to_bits(), attempt);
         }
         Ok(())
@@ -339,6 +344,19 @@ impl Pair {
                     if granted { Recharge::Granted } else { Recharge::Waits }
                 };
                 prop_assert_eq!(self.engine.recharge(now, lease, *cost), expected);
+            }
+            Op::Unsend(index) => {
+                let Some(lease) = self.attempt(*index) else { return Ok(()) };
+                let attempt = self.model.attempts.get_mut(&lease.to_bits()).unwrap();
+                let site = &mut self.model.sites[attempt.backend];
+                if let Some(waiting) = site.recharges.iter().position(|(waiting, _)| *waiting == lease) {
+                    let (_, cost) = site.recharges.remove(waiting);
+                    self.engine.withdraw(now, lease, 0, cost);
+                } else if attempt.extra && attempt.unacked > 0 {
+                    let cost = std::mem::take(&mut attempt.unacked);
+                    site.quota.refund(attempt.sent, cost);
+                    self.engine.unsend(now, lease, cost);
+                }
             }
             Op::Finish(index, end) => {
                 let Some(lease) = self.attempt(*index) else { return Ok(()) };

@@ -84,6 +84,27 @@ fn the_last_attempt_to_time_out_ends_the_request() {
     assert_eq!((engine.ledger().delivered, engine.room().taken()), (0, 0));
 }
 
+/// Every attempt times out at its own instant, whichever of those before it have returned.
+#[test]
+fn each_attempt_has_its_own_timeout() {
+    let (mut engine, _, class) = single(retry(1, Span::ZERO), &timed(None));
+    let mut leases = Vec::new();
+    for second in 0..6 {
+        submit(&mut engine, at(second * SECOND), &plain(class));
+        leases.push(engine.take(at(second * SECOND)).unwrap());
+    }
+    for returned in [0, 1, 4] {
+        engine.finish(at(6 * SECOND), leases[returned].lease, Outcome::Ok, Answer::default(), false);
+    }
+    for late in [2, 3, 5] {
+        engine.tick(at((10 + late) * SECOND - 1));
+        assert_eq!(engine.pop_ended().map(|ended| ended.request), None);
+        engine.tick(at((10 + late) * SECOND + TICK));
+        assert_eq!(engine.pop_ended().map(|ended| ended.request), Some(leases[late as usize].request));
+    }
+    assert_eq!((engine.ledger().dead, engine.ledger().delivered, engine.timers()), (3, 3, 0));
+}
+
 /// A stray that returns after its place was used again by others touches none of them.
 #[test]
 fn a_late_return_touches_no_other_attempt() {
@@ -229,6 +250,36 @@ fn first_attempts_pay_for_retries() {
     assert_eq!(last.request, requests[29]);
     assert!(soon(SECOND / 2).contains(&now), "half of it was deposited");
     assert_eq!(engine.timers(), 0);
+}
+
+/// Only the first attempt of a request pays: one that was rejected and comes again does not.
+#[test]
+fn an_attempt_after_a_rejection_pays_for_no_retry() {
+    let rule = Retry { attempts: 20, base: Span::ZERO, cap: Span::ZERO, budget_milli: 500 };
+    let mut engine = common::engine(rule);
+    let [failing, rejecting] = [(); 2].map(|()| engine.add_backend(&spec(&[], None)));
+    let [class, other] = [failing, rejecting].map(|backend| engine.class(at(0), &[backend], 1).unwrap());
+    submit(&mut engine, at(0), &plain(class));
+    let mut leased = engine.take(at(0)).unwrap();
+    for _ in 0..10 {
+        fail(&mut engine, at(0), &leased);
+        leased = engine.take(at(0)).unwrap();
+    }
+    // Half a retry is left. The first attempt of another request pays the other half.
+    fail(&mut engine, at(0), &leased);
+    assert!(engine.take(at(0)).is_none());
+    submit(&mut engine, at(0), &plain(other));
+    let mut rejected = engine.take(at(0)).unwrap();
+    let leased = engine.take(at(0)).unwrap();
+    assert_eq!((leased.backend, leased.attempt), (failing, 12));
+    fail(&mut engine, at(0), &leased);
+    for round in 1..5 {
+        let answer = Answer { status: Some(429), retry_after: Some(Span::ZERO) };
+        engine.finish(at(round), rejected.lease, Outcome::Limited, answer, false);
+        rejected = engine.take(at(round + 1)).unwrap();
+        assert_eq!(rejected.backend, rejecting);
+        assert!(engine.take(at(round + 1)).is_none());
+    }
 }
 
 /// A rejection costs no attempt: the request waits for the limit and goes first again. One that is never retried ends by it.

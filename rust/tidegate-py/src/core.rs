@@ -447,10 +447,11 @@ impl Core {
     }
 
     /// Lets time pass and says what there is to do:
-    /// `(interrupt, wake, dismiss, hire, seconds until the next pump or None, idle, events)`.
-    fn pump<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+    /// `(interrupt, wake, dismiss, hire, seconds to arm the timer anew or None, idle, events)`. `armed`: the timer has not fired.
+    #[pyo3(signature = (armed, /))]
+    fn pump<'py>(&self, py: Python<'py>, armed: bool) -> PyResult<Bound<'py, PyTuple>> {
         let now = self.now();
-        let news = self.lock()?.pump(py, now);
+        let news = self.lock()?.pump(py, now, armed);
         let News { interrupt, staffing, wait, idle, events, timed_out, grants, refused } = news;
         // Errors are made by Python code, so outside of the lock, and before the requests that ended by them are concluded.
         for (request, backend, timeout) in timed_out {

@@ -66,7 +66,7 @@ pub(crate) struct News {
     /// Workers whose attempts were given up.
     pub(crate) interrupt: Vec<u32>,
     pub(crate) staffing: Staffing,
-    /// Until the next pump.
+    /// The loop's timer is to be armed anew, this far ahead.
     pub(crate) wait: Option<Span>,
     pub(crate) idle: bool,
     pub(crate) events: Vec<(&'static str, Py<PyString>, Option<f64>)>,
@@ -299,8 +299,8 @@ impl State {
         self.pending.iter_mut().filter_map(Option::take).map(broken).collect()
     }
 
-    /// Lets time pass, and finds out what there is to do.
-    pub(crate) fn pump(&mut self, py: Python<'_>, now: Instant) -> News {
+    /// Lets time pass, and finds out what there is to do. `armed`: the loop's timer has not fired.
+    pub(crate) fn pump(&mut self, py: Python<'_>, now: Instant, armed: bool) -> News {
         self.pump_due = false;
         let refused = self.take_in(now);
         self.engine.tick(now);
@@ -338,8 +338,10 @@ impl State {
                 _ => {}
             }
         }
-        let wake = self.engine.next_wake();
-        self.timer_at = wake.unwrap_or(Instant::FAR);
+        // A timer that fires before anything is due costs one pump, and to move it each time costs more.
+        let before = if armed { self.timer_at } else { Instant::FAR };
+        let wake = self.engine.next_wake().filter(|wake| *wake < before);
+        self.timer_at = wake.unwrap_or(before);
         let idle = self.engine.is_idle();
         self.idle_watched &= !idle;
         self.room_watched &= !self.engine.room().has_room();

@@ -79,10 +79,13 @@ impl Engine {
     }
 
     /// Who to wake, how many to hire, who to send home. They count as awake, hired, gone from now on.
+    ///
+    /// At most one more than attempts are running: while handlers suspend, the number doubles with each pump; where they do not, one worker
+    /// does it all, and a worker that finds nothing costs ten requests.
     pub fn staff(&mut self, now: Instant) -> Staffing {
         let mut staffing = Staffing::default();
         if self.wants_workers() {
-            let demand = self.demand(now);
+            let demand = self.demand(now).min(1 + self.ledger.leased as usize);
             let crew = &mut self.crew;
             let keep = crew.parked.len().saturating_sub(demand);
             staffing.wake = crew.parked.drain(keep..).rev().map(|(worker, _)| worker).collect();

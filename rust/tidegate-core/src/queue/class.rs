@@ -247,27 +247,35 @@ mod tests {
             let mut waiting: BTreeSet<(Key, u32)> = BTreeSet::new();
             let mut taken: Vec<(Key, u32)> = Vec::new();
             for op in ops {
+                let leading = waiting.first().copied();
                 let leaving = match op {
                     Op::Push(band) => {
                         let slot = store.0.len() as u32;
                         let key = Key::new(band, u64::from(slot));
                         store.0.push(Node::new(key));
-                        class.push(&mut store, slot);
+                        let leads = class.push(&mut store, slot);
+                        prop_assert_eq!(leads, leading.is_none_or(|leading| key < leading.0));
                         waiting.insert((key, slot));
                         None
                     }
                     Op::Return(index) if !taken.is_empty() => {
                         let entry = taken.swap_remove(index % taken.len());
-                        class.push_back_in_order(&mut store, entry.1);
+                        let leads = class.push_back_in_order(&mut store, entry.1);
+                        prop_assert_eq!(leads, leading.is_none_or(|leading| entry < leading));
                         waiting.insert(entry);
                         None
                     }
                     Op::Return(_) => None,
-                    Op::Pop => waiting.first().copied(),
-                    Op::Remove(index) => waiting.iter().nth(index % waiting.len().max(1)).copied(),
+                    Op::Pop => {
+                        prop_assert_eq!(class.pop(&mut store), leading.map(|(_, slot)| slot));
+                        leading
+                    }
+                    Op::Remove(index) => {
+                        let entry = waiting.iter().nth(index % waiting.len().max(1)).copied();
+                        entry.inspect(|entry| class.remove(&mut store, entry.1))
+                    }
                 };
                 if let Some(entry) = leaving {
-                    class.remove(&mut store, entry.1);
                     waiting.remove(&entry);
                     taken.push(entry);
                 }
