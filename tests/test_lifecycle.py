@@ -14,6 +14,8 @@ from tidegate import (
     Event,
     Ledger,
     RateLimitScheduler,
+    RequestCancelledError,
+    RequestFailedError,
     Retry,
     SchedulerClosedError,
     Snapshot,
@@ -158,6 +160,34 @@ async def test_drain_before_and_after():
     async with scheduler:
         pass
     assert await scheduler.drain() is True
+
+
+async def test_drain_that_cancels_what_waits():
+    """With `cancel_waiting` what runs is finished and is the last of its request; what waits is cancelled."""
+    clock = ManualClock()
+
+    async def fetch(request):
+        await clock.sleep(10)
+        if request.target == "bad":
+            raise ConnectionError
+        return request.target
+
+    quota = BackendQuota(concurrency=2)
+    async with RateLimitScheduler([Backend("api", fetch, quota)], clock=clock) as scheduler:
+        good, bad, waiting = await scheduler.submit_many(["good", "bad", "waiting"])
+        await wait(clock, 1)
+        draining = asyncio.create_task(scheduler.drain(cancel_waiting=True))
+        await clock.advance(1e-6)
+        assert counts(scheduler) == {"accepted": 3, "leased": 2, "cancelled": 1}
+        with pytest.raises(RequestCancelledError):
+            await waiting
+        await clock.run_until_idle()
+        assert await draining is True
+        assert (await good).value == "good"
+        with pytest.raises(RequestFailedError):
+            await bad
+        assert clock.time() == pytest.approx(10, abs=0.01)
+    assert counts(scheduler) == {"accepted": 3, "delivered": 1, "dead": 1, "cancelled": 1}
 
 
 # ---- close and __aexit__

@@ -203,7 +203,7 @@ class Driver:
 
     def _wake_for_room(self) -> None:
         """Wake the first in line, or all when nothing is accepted any more."""
-        for future in list(self._room):
+        for future in self._room:
             if not future.done():
                 future.set_result(None)
             if self.core.is_accepting():
