@@ -955,6 +955,47 @@ async def test_closed_backend_does_not_hold_up_another():
         assert clock.time() < 1
 
 
+async def test_attempt_that_is_over():
+    """An attempt that is over says nothing any more, and sends nothing: what it kept of its request is powerless."""
+    kept = []
+
+    async def fetch(request):
+        kept.append(request)
+
+    async with RateLimitScheduler([Backend("api", fetch, "5/h")]) as scheduler:
+        await scheduler.fetch("first")
+        await scheduler.fetch("second")
+        kept[0].ack(429, {"Retry-After": "1000"})
+        assert scheduler.snapshot().backends["api"].state == "open"
+        with pytest.raises(RuntimeError, match="this attempt is over: it can send nothing more"):
+            await kept[0].recharge()
+        assert scheduler.snapshot().backends["api"].limits[0].used == 2
+
+
+async def test_attempt_that_was_given_up():
+    """A handler that goes on after its request was given up can acknowledge what it sent, and send no more."""
+    clock = ManualClock()
+    said = []
+
+    async def fetch(request):
+        try:
+            await clock.sleep(100)
+        except asyncio.CancelledError:
+            request.ack(200)
+            try:
+                await request.recharge()
+            except RuntimeError as error:
+                said.append(str(error))
+            raise
+
+    async with RateLimitScheduler([Backend("api", fetch, "5/h")], clock=clock) as scheduler:
+        with pytest.raises(DeadlineExceededError):
+            await run(clock, scheduler.fetch("target", timeout=5))
+        await clock.advance(1)
+        assert scheduler.snapshot().backends["api"].limits[0].used == 1
+    assert said == ["this attempt is over: it can send nothing more"]
+
+
 # ---- classify
 
 
