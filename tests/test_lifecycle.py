@@ -14,6 +14,8 @@ from tidegate import (
     Event,
     Ledger,
     RateLimitScheduler,
+    RequestCancelledError,
+    RequestFailedError,
     Retry,
     SchedulerClosedError,
     Snapshot,
@@ -160,6 +162,34 @@ async def test_drain_before_and_after():
     assert await scheduler.drain() is True
 
 
+async def test_drain_that_cancels_what_waits():
+    """With `cancel_waiting` what runs is finished and is the last of its request; what waits is cancelled."""
+    clock = ManualClock()
+
+    async def fetch(request):
+        await clock.sleep(10)
+        if request.target == "bad":
+            raise ConnectionError
+        return request.target
+
+    quota = BackendQuota(concurrency=2)
+    async with RateLimitScheduler([Backend("api", fetch, quota)], clock=clock) as scheduler:
+        good, bad, waiting = await scheduler.submit_many(["good", "bad", "waiting"])
+        await wait(clock, 1)
+        draining = asyncio.create_task(scheduler.drain(cancel_waiting=True))
+        await clock.advance(1e-6)
+        assert counts(scheduler) == {"accepted": 3, "leased": 2, "cancelled": 1}
+        with pytest.raises(RequestCancelledError):
+            await waiting
+        await clock.run_until_idle()
+        assert await draining is True
+        assert (await good).value == "good"
+        with pytest.raises(RequestFailedError):
+            await bad
+        assert clock.time() == pytest.approx(10, abs=0.01)
+    assert counts(scheduler) == {"accepted": 3, "delivered": 1, "dead": 1, "cancelled": 1}
+
+
 # ---- close and __aexit__
 
 
@@ -284,10 +314,11 @@ async def test_nothing_is_left_behind():
 class Resource(Backend):
     """A backend that opens and closes something of its own."""
 
-    def __init__(self, name, log, *, error=None):
+    def __init__(self, name, log, *, error=None, closing=None):
         super().__init__(name, echo)
         self.log = log
         self.error = error
+        self.closing = closing
 
     async def aopen(self):
         if self.error is not None:
@@ -296,6 +327,8 @@ class Resource(Backend):
 
     async def aclose(self):
         self.log.append(f"close {self.name}")
+        if self.closing is not None:
+            raise self.closing
 
 
 async def test_backends_are_opened_and_closed():
@@ -321,6 +354,33 @@ async def test_backend_that_does_not_open():
     with pytest.raises(SchedulerClosedError):
         await scheduler.submit("target")
     assert counts(scheduler) == {}
+
+
+async def test_backend_that_does_not_close():
+    """When a backend cannot be closed the others are closed all the same, and the error passes on."""
+    log = []
+    backends = [Resource("a", log), Resource("b", log, closing=BodyError()), Resource("c", log)]
+    scheduler = RateLimitScheduler(backends)
+    await scheduler.__aenter__()
+    with pytest.raises(BodyError):
+        await scheduler.__aexit__(None, None, None)
+    assert sorted(log[3:]) == ["close a", "close b", "close c"]
+    await scheduler.close()
+
+
+@pytest.mark.parametrize("isolation", ["worker", "task"])
+async def test_close_in_a_handler(isolation):
+    """A handler may close its scheduler: its own request is cancelled too, and nothing hangs."""
+
+    async def fetch(request):
+        await scheduler.close()
+
+    async with RateLimitScheduler([Backend("api", fetch)], isolation=isolation) as scheduler:
+        tickets = await scheduler.submit_many(range(3))
+        for ticket in tickets:
+            with pytest.raises(SchedulerClosedError):
+                await ticket
+    assert counts(scheduler) == {"accepted": 3, "cancelled": 3}
 
 
 # ---- ledger

@@ -237,6 +237,14 @@ async def test_concurrency(jobs, concurrency, quota):
         assert world.most_running == min(concurrency, len(jobs))
 
 
+async def test_no_cap():
+    """Without a cap on concurrency a thousand attempts run at once, and the rest as they end."""
+    clock = ManualClock()
+    (world,) = await collect(clock, [[]], [[]], [Job(1, [Message(1, 0)])] * 2500)
+    assert world.most_running == 1000
+    assert clock.time() == pytest.approx(3)
+
+
 # ---- Nearly all of what is allowed
 
 

@@ -44,6 +44,14 @@ def test_runner(factory):
         assert runner.run(work(10)) == list(range(10))
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+def test_eager_tasks():
+    """A loop that starts each task at once changes nothing."""
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_task_factory(asyncio.eager_task_factory)
+        assert runner.run(work(100)) == list(range(100))
+
+
 async def test_two_schedulers():
     """Two schedulers in one loop know nothing of each other, also with one and the same backend."""
     backend = Backend("api", echo, BackendQuota("5/h", concurrency=2))

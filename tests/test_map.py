@@ -230,6 +230,24 @@ async def test_delivered():
             await anext(stream)
 
 
+async def test_waits():
+    """The waits of a reply reach until it is yielded: a slow consumer is seen in them."""
+    clock = ManualClock()
+    async with RateLimitScheduler([Backend("api", slow(clock))], clock=clock) as scheduler:
+
+        async def consume():
+            waits = []
+            async for reply in scheduler.map(range(4), ordered=True):
+                waits.append(reply.waits)
+                assert sum(reply.waits.values()) == pytest.approx(clock.time())
+                await clock.sleep(10)
+            return waits
+
+        waits = await run(clock, consume())
+    assert [round(each["attempt"]) for each in waits] == [1, 1, 1, 1]
+    assert [round(each["consumer"]) for each in waits] == [0, 10, 20, 30]
+
+
 # ---- What goes wrong
 
 

@@ -6,6 +6,7 @@ import gc
 import logging
 from datetime import timedelta
 from email.message import Message
+from http import HTTPStatus
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from tidegate import (
     BackendRateLimitedError,
     BackendRejectedError,
     BackendUnavailableError,
+    ConfigError,
     DeadlineExceededError,
     Ledger,
     Outcome,
@@ -850,9 +852,28 @@ async def test_retry_after_as_an_option():
     """`ack(retry_after=)` is what the server said in other words: seconds; it wins over the header."""
     starts = await attempts_after(saying(429, {"Retry-After": "5"}, retry_after=17.5))
     assert [round(start, 3) for start in starts] == [0, 17.5]
-    for hostile in (float("nan"), float("inf"), -1.0):
+    starts = await attempts_after(saying(429, retry_after=timedelta(seconds=17)))
+    assert [round(start, 3) for start in starts] == [0, 17]
+    for hostile, wait in ((float("nan"), 20), (-1.0, 20), (float("inf"), 86400), (1e300, 86400)):
         starts = await attempts_after(saying(429, retry_after=hostile), "100/20s")
-        assert round(starts[1], 3) in {20, 86400}
+        assert [round(start, 3) for start in starts] == [0, wait]
+
+
+async def test_statuses_that_are_none():
+    """A number that is no status says nothing; what is no number is the handler's mistake, and named."""
+    clock = ManualClock()
+
+    async def fetch(request):
+        for status in (None, 0, -1, 600, 99_999, 10**30, HTTPStatus.OK):
+            request.ack(status)
+        for option, value in (("status", "429"), ("status", 429.0), ("status", True), ("retry_after", "5")):
+            with pytest.raises(ConfigError) as caught:
+                request.ack(**{option: value})
+            assert str(caught.value).startswith(f"{option}={value!r}: give ")
+
+    async with RateLimitScheduler([Backend("api", fetch)], clock=clock, retry=ONCE) as scheduler:
+        await scheduler.fetch("target")
+        assert scheduler.snapshot().backends["api"].state == "open"
 
 
 async def test_rejection_without_limits():
@@ -932,6 +953,47 @@ async def test_closed_backend_does_not_hold_up_another():
         await clock.run_until_idle()
         assert {(await ticket).value for ticket in tickets} == {"lax"}
         assert clock.time() < 1
+
+
+async def test_attempt_that_is_over():
+    """An attempt that is over says nothing any more, and sends nothing: what it kept of its request is powerless."""
+    kept = []
+
+    async def fetch(request):
+        kept.append(request)
+
+    async with RateLimitScheduler([Backend("api", fetch, "5/h")]) as scheduler:
+        await scheduler.fetch("first")
+        await scheduler.fetch("second")
+        kept[0].ack(429, {"Retry-After": "1000"})
+        assert scheduler.snapshot().backends["api"].state == "open"
+        with pytest.raises(RuntimeError, match="this attempt is over: it can send nothing more"):
+            await kept[0].recharge()
+        assert scheduler.snapshot().backends["api"].limits[0].used == 2
+
+
+async def test_attempt_that_was_given_up():
+    """A handler that goes on after its request was given up can acknowledge what it sent, and send no more."""
+    clock = ManualClock()
+    said = []
+
+    async def fetch(request):
+        try:
+            await clock.sleep(100)
+        except asyncio.CancelledError:
+            request.ack(200)
+            try:
+                await request.recharge()
+            except RuntimeError as error:
+                said.append(str(error))
+            raise
+
+    async with RateLimitScheduler([Backend("api", fetch, "5/h")], clock=clock) as scheduler:
+        with pytest.raises(DeadlineExceededError):
+            await run(clock, scheduler.fetch("target", timeout=5))
+        await clock.advance(1)
+        assert scheduler.snapshot().backends["api"].limits[0].used == 1
+    assert said == ["this attempt is over: it can send nothing more"]
 
 
 # ---- classify

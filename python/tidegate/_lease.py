@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -29,7 +30,11 @@ class Lease:
         self.account: object | None = request.account
 
     def ack(
-        self, status: int | None = None, headers: Mapping[str, str] | None = None, *, retry_after: float | None = None
+        self,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        retry_after: float | timedelta | None = None,
     ) -> None:
         """Say that response headers arrived; see `Request.ack`."""
         self._request.ack(status, headers, retry_after=retry_after)

@@ -33,6 +33,8 @@ LEAST_AHEAD = 64
 GRACE = 5.0
 # Combinations of options that are kept checked.
 MOST_TERMS = 256
+# Targets that `submit_many` hands over at once.
+PART = 4096
 
 
 class RequestOptions(TypedDict, total=False):
@@ -476,12 +478,14 @@ class RateLimitScheduler:
             waited = False  # then it is at the head of the line, until it has all it needs
             if isinstance(terms, repeat):
                 shared = next(terms)
-                if not driver.has_line:
-                    tickets = self._core.submit(targets, shared, runner)
                 while len(tickets) < len(targets):
-                    await driver.wait_for_room(first=waited)
-                    waited = True
-                    tickets += self._core.submit(targets[len(tickets) :], shared, runner)
+                    # In parts: what must wait is not copied again and again.
+                    part = targets[len(tickets) : len(tickets) + PART]
+                    accepted = self._core.submit(part, shared, runner) if waited or not driver.has_line else []
+                    tickets += accepted
+                    if len(accepted) < len(part):
+                        await driver.wait_for_room(first=waited)
+                        waited = True
             else:
                 for target, own in zip(targets, terms, strict=True):
                     while not (accepted := self._core.submit([target], own, runner) if waited or not driver.has_line else []):

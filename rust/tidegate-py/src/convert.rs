@@ -33,6 +33,20 @@ pub(crate) fn timeout(value: &Bound<'_, PyAny>) -> PyResult<Span> {
     }
 }
 
+/// A status, from a handler; nothing for a number that is none.
+pub(crate) fn status(value: &Bound<'_, PyAny>) -> PyResult<Option<u16>> {
+    match integer::<i128>(value) {
+        Some(status) => Ok(u16::try_from(status).ok()),
+        None => Err(error::config("status", value, "give an integer, such as 200, or None")),
+    }
+}
+
+/// Seconds that a server asks to wait, or a `timedelta`, from a handler.
+pub(crate) fn retry_after(value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    let number = value.call_method0("total_seconds").unwrap_or_else(|_| value.clone());
+    number.extract().map_err(|_| error::config("retry_after", value, "give seconds, a timedelta, or None"))
+}
+
 /// A band, from a user.
 pub(crate) fn priority(value: &Bound<'_, PyAny>) -> PyResult<u8> {
     let way_out = "give an integer from 0 (most urgent) to 255; see tidegate.Priority";

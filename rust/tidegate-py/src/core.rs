@@ -319,9 +319,11 @@ impl Core {
         runner: Option<Py<PyAny>>,
     ) -> PyResult<usize> {
         let mut indexes = index..;
-        self.accept(targets, terms.get(), runner.as_ref(), true, |_| {
+        let accepted = self.accept(targets, terms.get(), runner.as_ref(), true, |_| {
             Ok(Listener::Stream(stream.clone().unbind(), indexes.next().unwrap_or(u64::MAX)))
-        })
+        })?;
+        stream.get().expect(accepted);
+        Ok(accepted)
     }
 
     /// Accepts a request from any thread; false when there is no room. Its reply goes to a `concurrent.futures.Future`.

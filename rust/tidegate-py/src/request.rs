@@ -90,15 +90,20 @@ impl Request {
     ///     headers: Response headers; `Retry-After` is read, as seconds or as a date, and waits of more than 24 hours are cut to that.
     ///     retry_after: Seconds that the server asks us to wait, from elsewhere than the headers.
     ///
+    /// Raises:
+    ///     ConfigError: The status is no integer, or `retry_after` no number. What a server may have said does not raise.
+    ///
     /// Thread safety: any thread.
     #[pyo3(signature = (status=None, headers=None, *, retry_after=None))]
     fn ack(
         &self,
         py: Python<'_>,
-        status: Option<u16>,
+        status: Option<&Bound<'_, PyAny>>,
         headers: Option<&Bound<'_, PyAny>>,
-        retry_after: Option<f64>,
+        retry_after: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
+        let status = status.map(convert::status).transpose()?.flatten();
+        let retry_after = retry_after.map(convert::retry_after).transpose()?;
         self.core.get().ack(py, self.lease, convert::answer(status, headers, retry_after))
     }
 

@@ -15,6 +15,7 @@ use tidegate_core::time::{Instant, Span};
 
 use crate::convert::seconds;
 use crate::pending::{Conclusion, End, Listener, Pending};
+use crate::stream::Stream;
 use crate::terms::Terms;
 
 /// A request from another thread.
@@ -82,6 +83,8 @@ pub(crate) struct State {
     pub(crate) engine: Engine,
     /// By the slot of the request.
     pending: Vec<Option<Pending>>,
+    /// The requests of threads, by the address of the future that waits for each.
+    futures: HashMap<usize, Handle>,
     pub(crate) backends: Vec<Backend>,
     workers: Vec<Worker>,
     free_workers: Vec<u32>,
@@ -104,6 +107,7 @@ impl State {
         State {
             engine,
             pending: Vec::new(),
+            futures: HashMap::new(),
             backends: Vec::new(),
             workers: Vec::new(),
             free_workers: Vec::new(),
@@ -148,11 +152,29 @@ impl State {
         self.pending[slot] = Some(pending);
     }
 
+    /// What Python gave for a request that has ended.
+    #[inline]
+    fn let_go(&mut self, request: Handle) -> Option<Pending> {
+        let pending = self.pending[request.slot() as usize].take()?;
+        if let Listener::Future(future) = &pending.listener {
+            self.futures.remove(&(future.as_ptr() as usize));
+        }
+        Some(pending)
+    }
+
     /// Slots of the requests that `listener` waits for; it is told nothing any more.
+    ///
+    /// # Complexity
+    /// Constant for a future; linear in all that is pending for a stream.
     pub(crate) fn forsake(&mut self, listener: &Bound<'_, PyAny>) -> Vec<u32> {
+        let one = self.futures.remove(&(listener.as_ptr() as usize)).map(Handle::slot);
+        if one.is_none() && !listener.is_instance_of::<Stream>() {
+            return Vec::new();
+        }
+        let slots = one.map_or(0..self.pending.len() as u32, |slot| slot..slot + 1);
         let mut theirs = Vec::new();
-        for (slot, pending) in (0u32..).zip(&mut self.pending) {
-            if let Some(pending) = pending
+        for slot in slots {
+            if let Some(pending) = &mut self.pending[slot as usize]
                 && pending.listener.is(listener)
             {
                 pending.listener = Listener::Nobody;
@@ -260,7 +282,7 @@ impl State {
             Finished::Dead { waits, age, attempts } => (End::Error("dead", Some(result)), attempts, waits, age),
             Finished::GivenUp { waits, age } => (End::Error("cancelled", None), 0, waits, age),
         };
-        let Some(pending) = self.pending[request.slot() as usize].take() else { return (None, None) };
+        let Some(pending) = self.let_go(request) else { return (None, None) };
         let held = (matches!(end, End::Value(_)) && matches!(pending.listener, Listener::Stream(..))).then_some(request);
         let backend = Some(self.backends[usize::from(backend.0)].name.clone_ref(py));
         (Some(Conclusion { pending, end, held, backend, attempts, waits, age }), None)
@@ -270,7 +292,7 @@ impl State {
     pub(crate) fn conclude_ended(&mut self, py: Python<'_>) -> Vec<Conclusion> {
         let mut conclusions = Vec::new();
         while let Some(Ended { request, ending, waits, age, failed }) = self.engine.pop_ended() {
-            let Some(pending) = self.pending[request.slot() as usize].take() else { continue };
+            let Some(pending) = self.let_go(request) else { continue };
             let ending = match ending {
                 Ending::Expired(Stage::Queued) => "expired while queued",
                 Ending::Expired(Stage::Leased) => "expired while leased",
@@ -357,6 +379,7 @@ impl State {
             if self.engine.is_accepting() {
                 let Foreign { target, future, terms } = foreign;
                 let handle = self.engine.submit(now, &terms.get().submission(now, false));
+                self.futures.insert(future.as_ptr() as usize, handle);
                 self.keep(handle, Pending::new(target, Listener::Future(future), None));
             } else {
                 self.engine.room().release(1);

@@ -22,6 +22,8 @@ struct Queue {
     early: BTreeMap<u64, Item>,
     /// Index of the next in turn.
     next: u64,
+    /// Requests whose replies are to come. Below zero for a moment when one comes before its request is counted.
+    outstanding: i64,
     /// The one that the consumer has and has not come back from.
     out: Option<Handle>,
     waiter: Option<Py<PyAny>>,
@@ -40,8 +42,14 @@ impl Stream {
         act(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// So many more replies are to come.
+    pub(crate) fn expect(&self, count: usize) {
+        self.with(|queue| queue.outstanding += count as i64);
+    }
+
     pub(crate) fn push(&self, py: Python<'_>, index: u64, item: Item) {
         let waiter = self.with(|queue| {
+            queue.outstanding -= 1;
             if self.ordered {
                 queue.early.insert(index, item);
                 while let Some(item) = queue.early.remove(&queue.next) {
@@ -100,8 +108,9 @@ impl Stream {
     /// seen too.
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
         let stream = slf.get();
-        let (had, arrived, early, waiter) = stream.with(|queue| {
-            (queue.out.take(), std::mem::take(&mut queue.arrived), std::mem::take(&mut queue.early), queue.waiter.take())
+        let (had, arrived, early, waiter, outstanding) = stream.with(|queue| {
+            let (arrived, early) = (std::mem::take(&mut queue.arrived), std::mem::take(&mut queue.early));
+            (queue.out.take(), arrived, early, queue.waiter.take(), queue.outstanding)
         });
         let unseen: Vec<Handle> = arrived.iter().chain(early.values()).filter_map(|item| item.held).collect();
         drop((arrived, early, waiter));
@@ -112,6 +121,7 @@ impl Stream {
         for handle in unseen {
             core.cancel(slf.py(), handle)?;
         }
-        core.cancel_for(slf.as_any())
+        // To look for them takes time that grows with all that is pending.
+        if outstanding == 0 { Ok(()) } else { core.cancel_for(slf.as_any()) }
     }
 }
