@@ -41,6 +41,8 @@ struct Running {
 struct Worker {
     running: Option<Running>,
     slice: Slice,
+    /// It was called to work, and has not asked for any yet.
+    coming: bool,
     /// Its task was cancelled: it may run nothing more.
     tainted: bool,
 }
@@ -192,7 +194,7 @@ impl State {
 
     pub(crate) fn hire(&mut self, now: Instant) -> u32 {
         let worker = self.free_workers.pop().unwrap_or(self.workers.len() as u32);
-        let mut hired = Worker::default();
+        let mut hired = Worker { coming: true, ..Worker::default() };
         hired.slice.restart(now);
         match self.workers.get_mut(worker as usize) {
             Some(place) => *place = hired,
@@ -204,6 +206,9 @@ impl State {
     /// A worker's task has ended. `dismissed`: because a pump sent it home.
     pub(crate) fn leave(&mut self, worker: u32, dismissed: bool) {
         self.free_workers.push(worker);
+        if std::mem::take(&mut self.workers[worker as usize].coming) {
+            self.engine.worker_came(false);
+        }
         if !dismissed {
             self.engine.worker_left(worker);
         }
@@ -230,7 +235,11 @@ impl State {
         if place.tainted || place.slice.is_over(now) {
             return None;
         }
-        let leased = self.engine.take(now)?;
+        let leased = self.engine.take(now);
+        if std::mem::take(&mut place.coming) {
+            self.engine.worker_came(leased.is_some());
+        }
+        let leased = leased?;
         place.running = Some(Running { lease: leased.lease, request: leased.request, backend: leased.backend });
         let pending = self.pending[leased.request.slot() as usize].as_ref()?;
         let backend = &self.backends[usize::from(leased.backend.0)];
@@ -327,6 +336,9 @@ impl State {
         let refused = self.take_in(now);
         self.engine.tick(now);
         let staffing = self.engine.staff(now);
+        for &worker in &staffing.wake {
+            self.workers[worker as usize].coming = true;
+        }
         let (mut interrupt, mut timed_out, mut grants) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(action) = self.engine.pop_action() {
             match action {

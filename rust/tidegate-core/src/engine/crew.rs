@@ -12,10 +12,18 @@ const SLICE_REQUESTS: u32 = 16;
 /// ... and this long.
 const SLICE: Span = Span::from_millis(1);
 
-#[derive(Debug, Default)]
+/// Workers that a fresh engine calls at once.
+const FIRST_CALL: usize = 16;
+
+#[derive(Debug)]
 pub(super) struct Crew {
     /// Asleep, the last one to fall asleep last; since when.
     parked: Vec<(u32, Instant)>,
+    /// Called, and not come yet.
+    coming: usize,
+    /// Most to call at once. One more with each that found work, half with each that found none: where handlers do not suspend, one
+    /// worker has done it all before the next one comes.
+    call: usize,
     /// Hired and not gone home, asleep ones included.
     size: usize,
     /// Sum of the backends' concurrency.
@@ -54,6 +62,12 @@ impl Slice {
     }
 }
 
+impl Default for Crew {
+    fn default() -> Crew {
+        Crew { parked: Vec::new(), coming: 0, call: FIRST_CALL, size: 0, most: 0 }
+    }
+}
+
 impl Crew {
     pub(super) fn backend_added(&mut self, concurrency: Option<u32>) {
         self.most += concurrency.map_or(UNCAPPED, |cap| cap as usize);
@@ -62,9 +76,19 @@ impl Crew {
 
 impl Engine {
     /// Whether a worker should be woken or hired: see [`staff`](Engine::staff).
+    ///
+    /// Not before those that were called have [come](Engine::worker_came).
     #[inline]
     pub fn wants_workers(&self) -> bool {
-        self.may_run() && (!self.crew.parked.is_empty() || self.crew.size < self.crew.most)
+        let crew = &self.crew;
+        crew.coming == 0 && (!crew.parked.is_empty() || crew.size < crew.most) && self.may_run()
+    }
+
+    /// A worker that [`staff`](Engine::staff) called has come, and `found` an attempt to run or none. Also for one that will never come.
+    pub fn worker_came(&mut self, found: bool) {
+        let crew = &mut self.crew;
+        crew.coming = crew.coming.saturating_sub(1);
+        crew.call = if found { (crew.call + 1).min(crew.most.max(1)) } else { (crew.call / 2).max(1) };
     }
 
     /// A worker found nothing to do and sleeps until it is named by [`staff`](Engine::staff).
@@ -78,19 +102,18 @@ impl Engine {
         self.crew.size -= 1;
     }
 
-    /// Who to wake, how many to hire, who to send home. They count as awake, hired, gone from now on.
-    ///
-    /// At most one more than attempts are running: while handlers suspend, the number doubles with each pump; where they do not, one worker
-    /// does it all, and a worker that finds nothing costs ten requests.
+    /// Who to wake, how many to hire, who to send home. They count as awake, hired, gone from now on. Those to wake or hire are to
+    /// [come](Engine::worker_came).
     pub fn staff(&mut self, now: Instant) -> Staffing {
         let mut staffing = Staffing::default();
         if self.wants_workers() {
-            let demand = self.demand(now).min(1 + self.ledger.leased as usize);
+            let demand = self.demand(now).min(self.crew.call);
             let crew = &mut self.crew;
             let keep = crew.parked.len().saturating_sub(demand);
             staffing.wake = crew.parked.drain(keep..).rev().map(|(worker, _)| worker).collect();
             staffing.hire = (demand - staffing.wake.len()).min(crew.most - crew.size.min(crew.most));
             crew.size += staffing.hire;
+            crew.coming = staffing.wake.len() + staffing.hire;
         }
         let crew = &mut self.crew;
         // The longest asleep come first.
