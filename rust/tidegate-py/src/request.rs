@@ -24,8 +24,13 @@ use crate::shell::shell;
 pub(crate) struct Request {
     pub(crate) core: Py<Core>,
     pub(crate) lease: LeaseId,
+    // Python reads these three without a call.
+    #[pyo3(get)]
     pub(crate) target: Py<PyAny>,
+    #[pyo3(get)]
     pub(crate) backend: Py<PyString>,
+    /// The coroutine function that runs this attempt.
+    #[pyo3(get, name = "_runner")]
     pub(crate) runner: Py<PyAny>,
     pub(crate) attempt: u32,
     pub(crate) priority: u8,
@@ -34,16 +39,6 @@ pub(crate) struct Request {
 
 #[pymethods]
 impl Request {
-    #[getter]
-    fn target(&self, py: Python<'_>) -> Py<PyAny> {
-        self.target.clone_ref(py)
-    }
-
-    #[getter]
-    fn backend(&self, py: Python<'_>) -> Py<PyString> {
-        self.backend.clone_ref(py)
-    }
-
     #[getter]
     fn account(&self) -> Option<Py<PyAny>> {
         None
@@ -72,12 +67,6 @@ impl Request {
     #[getter]
     fn scheduled_for(&self) -> Option<f64> {
         None
-    }
-
-    /// The coroutine function that runs this attempt.
-    #[getter]
-    fn _runner(&self, py: Python<'_>) -> Py<PyAny> {
-        self.runner.clone_ref(py)
     }
 
     /// Say that response headers arrived: the clocks of the limits start now.
