@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--loop", choices=LOOPS, default="uvloop")
     parser.add_argument("--at-once", type=int, default=64)
     given = parser.parse_args()
+    workload.warm = False  # all is counted
     targets = list(range(given.count))
     with asyncio.Runner(loop_factory=LOOPS[given.loop]) as runner:
         nanos = runner.run(RUNS[given.what](given.kind, targets, given.at_once))
