@@ -364,8 +364,7 @@ impl Core {
 
     /// A new worker's number.
     fn hire(&self, py: Python<'_>) -> PyResult<u32> {
-        let now = self.now();
-        self.with(py, |state| state.hire(now))
+        self.with(py, State::hire)
     }
 
     /// A worker's task has ended. `dismissed`: because a pump sent it home.

@@ -40,7 +40,6 @@ struct Running {
 #[derive(Default)]
 struct Worker {
     running: Option<Running>,
-    slice: Slice,
     /// It was called to work, and has not asked for any yet.
     coming: bool,
     /// Its task was cancelled: it may run nothing more.
@@ -90,6 +89,9 @@ pub(crate) struct State {
     pub(crate) backends: Vec<Backend>,
     workers: Vec<Worker>,
     free_workers: Vec<u32>,
+    /// The worker that asked last, and for how long no other one did: as long as it has not suspended, if it is not the only one.
+    turn: u32,
+    slice: Slice,
     ingress: Consumer<Foreign>,
     /// By lease: whom to call when its extra messages may be sent, in the order in which they were asked for.
     grants: HashMap<u64, Vec<Py<PyAny>>>,
@@ -113,6 +115,8 @@ impl State {
             backends: Vec::new(),
             workers: Vec::new(),
             free_workers: Vec::new(),
+            turn: 0,
+            slice: Slice::default(),
             ingress,
             grants: HashMap::new(),
             wake: None,
@@ -192,10 +196,9 @@ impl State {
         }
     }
 
-    pub(crate) fn hire(&mut self, now: Instant) -> u32 {
+    pub(crate) fn hire(&mut self) -> u32 {
         let worker = self.free_workers.pop().unwrap_or(self.workers.len() as u32);
-        let mut hired = Worker { coming: true, ..Worker::default() };
-        hired.slice.restart(now);
+        let hired = Worker { coming: true, ..Worker::default() };
         match self.workers.get_mut(worker as usize) {
             Some(place) => *place = hired,
             None => self.workers.push(hired),
@@ -216,11 +219,10 @@ impl State {
 
     /// A worker found nothing. True: it sleeps until the pump names it. False: it lets others run and takes again. None: it leaves.
     pub(crate) fn park(&mut self, now: Instant, worker: u32) -> Option<bool> {
-        let place = &mut self.workers[worker as usize];
-        if place.tainted {
+        if self.workers[worker as usize].tainted {
             return None;
         }
-        place.slice.restart(now);
+        self.slice.restart(now);
         if self.engine.may_run() {
             return Some(false);
         }
@@ -231,8 +233,11 @@ impl State {
     /// The next attempt for a worker.
     #[inline]
     pub(crate) fn next(&mut self, py: Python<'_>, worker: u32, now: Instant) -> Option<Next> {
+        if std::mem::replace(&mut self.turn, worker) != worker {
+            self.slice.restart(now);
+        }
         let place = &mut self.workers[worker as usize];
-        if place.tainted || place.slice.is_over(now) {
+        if place.tainted || self.slice.is_over(now) {
             return None;
         }
         let leased = self.engine.take(now);
