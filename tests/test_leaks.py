@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -346,6 +348,36 @@ async def test_a_ticket_remembers_nobody_who_gave_up_waiting_for_it():
         assert grown(before) == {}
         gate.set()
         await ticket
+
+
+# ---- The collector runs when it likes
+
+# A map in a circle is cancelled when the collector finds it: here while tickets are made for 5000 requests.
+IN_THE_MIDDLE = """
+import asyncio
+from tidegate import Backend, RateLimitScheduler
+
+async def handler(request):
+    return request.target
+
+async def main():
+    async with RateLimitScheduler([Backend("api", handler, "1/d")]) as scheduler:
+        replies = scheduler.map(range(10))
+        await anext(replies)
+        replies.circle = replies
+        del replies
+        await scheduler.submit_many(range(5000))
+        print(scheduler.ledger().cancelled)
+        await scheduler.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_finalizer_may_call_in_while_requests_are_accepted():
+    """It deadlocked: objects were made under the lock."""
+    run = subprocess.run([sys.executable, "-c", IN_THE_MIDDLE], capture_output=True, text=True, timeout=30, check=True)
+    assert run.stdout.split() == ["9"]
 
 
 # ---- All together

@@ -183,27 +183,36 @@ impl Core {
         if self.lock()?.engine.is_accepting() { Ok(self.room.reserve(wanted)) } else { Err(error::closed(py)) }
     }
 
-    /// Accepts as many of the targets as there is room for, from the first; returns how many.
+    /// Accepts as many of the first `most` targets as there is room for; returns how many. `listener` makes no objects, for the
+    /// collector may run then, and finalizers that call in here.
+    ///
+    /// # Errors
+    /// `SchedulerClosedError` when none are accepted any more.
     fn accept(
         &self,
         targets: &Bound<'_, PyList>,
+        most: usize,
         terms: &Terms,
         runner: Option<&Py<PyAny>>,
         held: bool,
-        mut listener: impl FnMut(Handle) -> PyResult<Listener>,
+        mut listener: impl FnMut(usize, Handle) -> Listener,
     ) -> PyResult<usize> {
         let py = targets.py();
-        let granted = self.reserve(py, targets.len())?;
         let now = self.now();
         let submission = terms.submission(now, held);
-        self.with(py, |state| {
-            for target in targets.iter().take(granted) {
+        let accepted = self.with(py, |state| {
+            if !state.engine.is_accepting() {
+                return None;
+            }
+            let granted = self.room.reserve(most);
+            for (nth, target) in targets.iter().take(granted).enumerate() {
                 let handle = state.engine.submit(now, &submission);
                 let runner = runner.map(|runner| runner.clone_ref(py));
-                state.keep(handle, Pending::new(target.unbind(), listener(handle)?, runner));
+                state.keep(handle, Pending::new(target.unbind(), listener(nth, handle), runner));
             }
-            Ok(granted)
-        })?
+            Some(granted)
+        })?;
+        accepted.ok_or_else(|| error::closed(py))
     }
 
     fn request(slf: &Bound<'_, Core>, next: Option<Next>) -> PyResult<Option<Py<Request>>> {
@@ -299,12 +308,15 @@ impl Core {
         runner: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
         let py = slf.py();
-        let mut tickets = Vec::with_capacity(targets.len());
-        slf.get().accept(targets, terms.get(), runner.as_ref(), false, |handle| {
-            let ticket = Ticket::new(slf, handle)?;
-            tickets.push(ticket.clone_ref(py));
-            Ok(Listener::Ticket(ticket))
+        let core = slf.get();
+        let most = targets.len().min(core.room.free());
+        let mut tickets = (0..most).map(|_| Ticket::new(slf)).collect::<PyResult<Vec<_>>>()?;
+        let accepted = core.accept(targets, most, terms.get(), runner.as_ref(), false, |nth, request| {
+            let ticket = &tickets[nth];
+            ticket.get().name(request);
+            Listener::Ticket(ticket.clone_ref(py))
         })?;
+        tickets.truncate(accepted);
         PyList::new(py, tickets)
     }
 
@@ -318,9 +330,8 @@ impl Core {
         index: u64,
         runner: Option<Py<PyAny>>,
     ) -> PyResult<usize> {
-        let mut indexes = index..;
-        let accepted = self.accept(targets, terms.get(), runner.as_ref(), true, |_| {
-            Ok(Listener::Stream(stream.clone().unbind(), indexes.next().unwrap_or(u64::MAX)))
+        let accepted = self.accept(targets, targets.len(), terms.get(), runner.as_ref(), true, |nth, _| {
+            Listener::Stream(stream.clone().unbind(), index + nth as u64)
         })?;
         stream.get().expect(accepted);
         Ok(accepted)

@@ -1,5 +1,6 @@
 //! An accepted request, for who submitted it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
@@ -29,18 +30,26 @@ enum State {
 #[pyclass(frozen, module = "tidegate")]
 pub(crate) struct Ticket {
     core: Py<Core>,
-    pub(crate) handle: Handle,
+    /// [`Handle::to_bits`] of its request, once that has been accepted.
+    request: AtomicU64,
     state: Mutex<State>,
 }
 
 impl Ticket {
-    pub(crate) fn new(core: &Bound<'_, Core>, handle: Handle) -> PyResult<Py<Ticket>> {
+    /// A ticket for a request that is about to be accepted.
+    pub(crate) fn new(core: &Bound<'_, Core>) -> PyResult<Py<Ticket>> {
         let state = Mutex::new(State::Pending { waiters: Vec::new() });
-        let ticket = Py::new(core.py(), Ticket { core: core.clone().unbind(), handle, state })?;
+        let ticket = Py::new(core.py(), Ticket { core: core.clone().unbind(), request: AtomicU64::new(0), state })?;
         // SAFETY: a live object that nobody else has seen, and we are attached. Being untracked is allowed for any object, and asked twice
         // is no error: the collector then never looks at it, and it is freed by its reference count alone.
         unsafe { pyo3::ffi::PyObject_GC_UnTrack(ticket.as_ptr().cast()) };
         Ok(ticket)
+    }
+
+    /// Its request was accepted.
+    pub(crate) fn name(&self, request: Handle) {
+        // ORDERING: Relaxed; the number stands for itself, and nobody is given a ticket without one.
+        self.request.store(request.to_bits(), Ordering::Relaxed);
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
@@ -79,7 +88,7 @@ impl Drop for Ticket {
 impl Ticket {
     #[getter]
     fn id(&self) -> u64 {
-        self.handle.to_bits()
+        self.request.load(Ordering::Relaxed)
     }
 
     /// Whether the request has ended.
@@ -92,7 +101,7 @@ impl Ticket {
         if self.done() {
             return Ok(false);
         }
-        self.core.get().cancel(py, self.handle)
+        self.core.get().cancel(py, Handle::from_bits(self.id()))
     }
 
     /// Adds a future that is resolved when the request has ended; false when it has.
@@ -148,6 +157,6 @@ impl Ticket {
 
     fn __repr__(&self) -> String {
         let state = if self.done() { "done" } else { "pending" };
-        format!("<Ticket {:#x}: {state}>", self.handle.to_bits())
+        format!("<Ticket {:#x}: {state}>", self.id())
     }
 }

@@ -47,6 +47,11 @@ impl Room {
         self.taken.fetch_sub(count, Ordering::Relaxed);
     }
 
+    /// Places free; stale at once when other threads reserve.
+    pub fn free(&self) -> usize {
+        self.capacity.saturating_sub(self.taken())
+    }
+
     /// Places taken; stale at once when other threads reserve.
     pub fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
@@ -54,7 +59,7 @@ impl Room {
 
     /// Whether a place is free; stale at once when other threads reserve.
     pub fn has_room(&self) -> bool {
-        self.taken.load(Ordering::Relaxed) < self.capacity
+        self.free() > 0
     }
 
     /// Places in all.
