@@ -109,7 +109,8 @@ class Workers:
                 request = core.take(worker)
                 continue
             try:
-                value = await request._runner(request)  # noqa: SLF001 - the request's other half
+                run = request._runner  # noqa: SLF001 - the request's other half; to call it on one line would look for a method
+                value = await run(request)
             except BaseException as error:  # noqa: BLE001 - nothing that a handler does ends the loop
                 if not self._settle(worker, error):
                     return
