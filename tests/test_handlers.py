@@ -62,6 +62,65 @@ async def settled(scheduler, *, expected_strays=0):
     assert ledger.pending == 0
 
 
+# ---- What a handler keeps
+
+
+KEEPERS = {
+    "in a list": lambda kept, request: kept.append(lambda: request),
+    "by its method": lambda kept, request: kept.append(lambda ack=request.ack: ack.__self__),
+    "in a circle": lambda kept, request: kept.append(itertools.cycle([request]).__next__),
+}
+
+
+@pytest.mark.parametrize("keeper", KEEPERS)
+@pytest.mark.parametrize("in_thread", [False, True])
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+async def test_a_request_that_is_kept_stays_what_it_was(keeper, in_thread, isolation):
+    """The object of an attempt is used for the next one, unless somebody has it."""
+    kept, expected = [], []
+
+    def keep(request):
+        if request.target % 3:
+            KEEPERS[keeper](kept, request)
+            expected.append((request.target, request.backend, request.attempt, request.priority, repr(request)))
+        if request.target % 5 == 0 and request.attempt == 1:
+            raise ConnectionError
+        return request.target
+
+    async def handle(request):
+        if request.target % 7 == 0:
+            await asyncio.sleep(0)
+        return keep(request)
+
+    backends = [Backend(name, keep if in_thread else handle, BackendQuota(concurrency=2)) for name in ("a", "b")]
+    retry = Retry(attempts=2, base=0, cap=0, budget=1)
+    async with RateLimitScheduler(backends, retry=retry, isolation=isolation) as scheduler:
+        tickets = await scheduler.submit_many(range(50), priority=lambda target: target)
+        assert [(await ticket).value for ticket in tickets] == list(range(50))
+    found = [get() for get in kept]
+    assert [(r.target, r.backend, r.attempt, r.priority, repr(r)) for r in found] == expected
+    assert len({id(request) for request in found}) == len(found)
+
+
+async def test_a_task_that_outlives_its_handler_sees_its_own_request():
+    seen = []
+
+    async def look(request):
+        before = request.target
+        await turns(5)
+        seen.append((before, request.target))
+
+    async def handle(request):
+        tasks.append(asyncio.create_task(look(request)))
+
+    tasks = []
+    async with RateLimitScheduler([Backend("api", handle, BackendQuota(concurrency=1))]) as scheduler:
+        await scheduler.submit_many(range(20))
+        await scheduler.drain()
+    await asyncio.gather(*tasks)
+    assert seen == [(target, target) for target in range(20)]
+
+
 # ---- Exceptions
 
 

@@ -97,6 +97,7 @@ class Workers:
         request = core.take(worker)
         while True:
             if request is None:
+                run = None  # it may be the submitter's alone
                 match core.park(worker):
                     case None:
                         return

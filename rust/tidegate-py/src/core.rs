@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::{
-    Answer, BackendId, BackendSpec, BackendState, ClassError, Engine, Flags, Handle, LeaseId, Leased, Options, Outcome, Recharge,
+    Answer, BackendId, BackendSpec, BackendState, ClassError, Engine, Flags, Handle, LeaseId, Options, Outcome, Recharge,
 };
 use tidegate_core::limit::{Eligible, Limit};
 use tidegate_core::queue::ingress::{self, Producer, Room};
@@ -215,11 +215,24 @@ impl Core {
         accepted.ok_or_else(|| error::closed(py))
     }
 
-    fn request(slf: &Bound<'_, Core>, next: Option<Next>) -> PyResult<Option<Py<Request>>> {
-        let Some(Next { leased, target, backend, runner }) = next else { return Ok(None) };
-        let Leased { lease, attempt, priority, deadline, .. } = leased;
-        let core = slf.clone().unbind();
-        Py::new(slf.py(), Request { core, lease, target, backend, runner, attempt, priority, deadline }).map(Some)
+    fn request(slf: &Bound<'_, Core>, worker: u32, next: Next) -> PyResult<Option<Py<Request>>> {
+        let py = slf.py();
+        match next {
+            Next::Nothing(unused) => {
+                drop(unused);
+                Ok(None)
+            }
+            Next::Again(request, old) => {
+                drop(old);
+                Ok(Some(request))
+            }
+            Next::New(attempt, unused) => {
+                drop(unused);
+                let request = Py::new(py, Request::new(slf.clone().unbind(), attempt))?;
+                slf.get().lock()?.remember(worker, request.clone_ref(py));
+                Ok(Some(request))
+            }
+        }
     }
 }
 
@@ -381,7 +394,9 @@ impl Core {
     /// A worker's task has ended. `dismissed`: because a pump sent it home.
     #[pyo3(signature = (worker, dismissed, /))]
     fn leave(&self, py: Python<'_>, worker: u32, dismissed: bool) -> PyResult<()> {
-        self.with(py, |state| state.leave(worker, dismissed))
+        let unused = self.with(py, |state| state.leave(worker, dismissed))?;
+        drop(unused);
+        Ok(())
     }
 
     /// A worker found nothing. True: it sleeps until a pump names it. False: it lets others run and takes again. None: it leaves.
@@ -397,7 +412,7 @@ impl Core {
         let py = slf.py();
         let now = slf.get().now();
         let next = slf.get().with(py, |state| state.next(py, worker, now))?;
-        Core::request(slf, next)
+        Core::request(slf, worker, next)
     }
 
     /// A worker's attempt has returned this value; the next attempt, or nothing: then it parks.
@@ -414,7 +429,7 @@ impl Core {
         if let Some(conclusion) = conclusion {
             conclusion.tell(py, now)?;
         }
-        Core::request(slf, next)
+        Core::request(slf, worker, next)
     }
 
     /// A worker's attempt ended otherwise than with a plain value. With the outcome OK, `result` is its value.

@@ -2,7 +2,8 @@
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
-use tidegate_core::engine::LeaseId;
+use pyo3::{PyTraverseError, PyVisit};
+use tidegate_core::engine::{LeaseId, Leased};
 use tidegate_core::time::Instant;
 
 use crate::convert;
@@ -35,6 +36,63 @@ pub(crate) struct Request {
     pub(crate) attempt: u32,
     pub(crate) priority: u8,
     pub(crate) deadline: Instant,
+}
+
+/// An attempt for which an object is to be made.
+pub(crate) struct Attempt {
+    pub(crate) leased: Leased,
+    pub(crate) target: Py<PyAny>,
+    pub(crate) backend: Py<PyString>,
+    pub(crate) runner: Py<PyAny>,
+}
+
+/// What an object held of its last attempt: target, backend, runner. To be dropped where Python code may run.
+pub(crate) type Old = (Option<Py<PyAny>>, Option<Py<PyString>>, Option<Py<PyAny>>);
+
+impl Request {
+    pub(crate) fn new(core: Py<Core>, attempt: Attempt) -> Request {
+        let Attempt { leased, target, backend, runner } = attempt;
+        let Leased { lease, attempt, priority, deadline, .. } = leased;
+        Request { core, lease, target, backend, runner, attempt, priority, deadline }
+    }
+
+    /// Uses the object of an attempt that is over for the next one, if nobody has it but its worker; nothing otherwise. To make a new
+    /// object and to free this one costs half as much as all that the engine does.
+    ///
+    /// `last` is our own reference. The worker's coroutine has another, in a variable that it does not read before it
+    /// has been given a new value. So two references mean that nobody sees the object, and more that somebody kept it.
+    #[inline]
+    pub(crate) fn renew(
+        py: Python<'_>,
+        last: &Py<Request>,
+        leased: &Leased,
+        target: &Py<PyAny>,
+        backend: &Py<PyString>,
+        runner: &Py<PyAny>,
+    ) -> Option<Old> {
+        let object = last.as_ptr();
+        // SAFETY: a live object, and we are attached.
+        if unsafe { pyo3::ffi::Py_REFCNT(object) } != 2 {
+            return None;
+        }
+        let offset = std::ptr::from_ref(last.get()).addr() - object.addr();
+        // SAFETY: the fields of the class, inside of the object. Nobody else can reach them while we hold the interpreter's lock: the two
+        // references are accounted for, and no Python code runs in here.
+        let place = unsafe { &mut *object.byte_add(offset).cast::<Request>() };
+        let Leased { lease, attempt, priority, deadline, .. } = *leased;
+        (place.lease, place.attempt, place.priority, place.deadline) = (lease, attempt, priority, deadline);
+        Some((
+            replaced(py, &mut place.target, target),
+            replaced(py, &mut place.backend, backend),
+            replaced(py, &mut place.runner, runner),
+        ))
+    }
+}
+
+/// Puts `new` in its place, unless it is there; returns what was.
+#[inline]
+fn replaced<T>(py: Python<'_>, place: &mut Py<T>, new: &Py<T>) -> Option<Py<T>> {
+    (!place.is(new)).then(|| std::mem::replace(place, new.clone_ref(py)))
 }
 
 #[pymethods]
@@ -131,6 +189,13 @@ impl Request {
     fn recharge_blocking(slf: &Bound<'_, Self>, cost: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let cost = cost.map_or(Ok(1), convert::cost)?;
         shell(slf.py())?.call_method1("recharge_blocking", (slf, cost)).map(drop)
+    }
+
+    /// A worker keeps the object of its last attempt: a circle, with the core.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.core)?;
+        visit.call(&self.target)?;
+        visit.call(&self.runner)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -7,14 +7,14 @@ use std::collections::HashMap;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use tidegate_core::engine::{
-    Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Leased, Outcome, Slice, Staffing, Stage,
-    Waits,
+    Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Outcome, Slice, Staffing, Stage, Waits,
 };
 use tidegate_core::queue::ingress::Consumer;
 use tidegate_core::time::{Instant, Span};
 
 use crate::convert::seconds;
 use crate::pending::{Conclusion, End, Listener, Pending};
+use crate::request::{Attempt, Old, Request};
 use crate::stream::Stream;
 use crate::terms::Terms;
 
@@ -40,18 +40,22 @@ struct Running {
 #[derive(Default)]
 struct Worker {
     running: Option<Running>,
+    /// The object of its last attempt.
+    request: Option<Py<Request>>,
     /// It was called to work, and has not asked for any yet.
     coming: bool,
     /// Its task was cancelled: it may run nothing more.
     tainted: bool,
 }
 
-/// A lease with what its request is made of.
-pub(crate) struct Next {
-    pub(crate) leased: Leased,
-    pub(crate) target: Py<PyAny>,
-    pub(crate) backend: Py<PyString>,
-    pub(crate) runner: Py<PyAny>,
+/// The next attempt of a worker.
+pub(crate) enum Next {
+    /// There is none. The object of the last one is of no use.
+    Nothing(Option<Py<Request>>),
+    /// It is in the object of the last one, which held this.
+    Again(Py<Request>, Old),
+    /// It is to be made an object of. That of the last one is of no use.
+    New(Attempt, Option<Py<Request>>),
 }
 
 /// How to ask for a pump: from the loop's thread, from another.
@@ -206,15 +210,17 @@ impl State {
         worker
     }
 
-    /// A worker's task has ended. `dismissed`: because a pump sent it home.
-    pub(crate) fn leave(&mut self, worker: u32, dismissed: bool) {
+    /// A worker's task has ended. `dismissed`: because a pump sent it home. Returns the object of its last attempt.
+    pub(crate) fn leave(&mut self, worker: u32, dismissed: bool) -> Option<Py<Request>> {
         self.free_workers.push(worker);
-        if std::mem::take(&mut self.workers[worker as usize].coming) {
+        let place = &mut self.workers[worker as usize];
+        if std::mem::take(&mut place.coming) {
             self.engine.worker_came(false);
         }
         if !dismissed {
             self.engine.worker_left(worker);
         }
+        place.request.take()
     }
 
     /// A worker found nothing. True: it sleeps until the pump names it. False: it lets others run and takes again. None: it leaves.
@@ -232,28 +238,36 @@ impl State {
 
     /// The next attempt for a worker.
     #[inline]
-    pub(crate) fn next(&mut self, py: Python<'_>, worker: u32, now: Instant) -> Option<Next> {
+    pub(crate) fn next(&mut self, py: Python<'_>, worker: u32, now: Instant) -> Next {
         if std::mem::replace(&mut self.turn, worker) != worker {
             self.slice.restart(now);
         }
         let place = &mut self.workers[worker as usize];
         if place.tainted || self.slice.is_over(now) {
-            return None;
+            return Next::Nothing(place.request.take());
         }
         let leased = self.engine.take(now);
         if std::mem::take(&mut place.coming) {
             self.engine.worker_came(leased.is_some());
         }
-        let leased = leased?;
+        let Some(leased) = leased else { return Next::Nothing(place.request.take()) };
         place.running = Some(Running { lease: leased.lease, request: leased.request, backend: leased.backend });
-        let pending = self.pending[leased.request.slot() as usize].as_ref()?;
+        let pending = self.pending[leased.request.slot() as usize].as_ref().expect("a leased request is pending");
         let backend = &self.backends[usize::from(leased.backend.0)];
-        Some(Next {
-            leased,
-            target: pending.target.clone_ref(py),
-            backend: backend.name.clone_ref(py),
-            runner: pending.runner.as_ref().unwrap_or(&backend.runner).clone_ref(py),
-        })
+        let (target, name) = (&pending.target, &backend.name);
+        let runner = pending.runner.as_ref().unwrap_or(&backend.runner);
+        if let Some(last) = &place.request
+            && let Some(old) = Request::renew(py, last, &leased, target, name, runner)
+        {
+            return Next::Again(last.clone_ref(py), old);
+        }
+        let (target, backend, runner) = (target.clone_ref(py), name.clone_ref(py), runner.clone_ref(py));
+        Next::New(Attempt { leased, target, backend, runner }, place.request.take())
+    }
+
+    /// Keeps the object of a worker's attempt, to be used again.
+    pub(crate) fn remember(&mut self, worker: u32, request: Py<Request>) {
+        self.workers[worker as usize].request = Some(request);
     }
 
     /// Ends a worker's attempt, with its value or its error.
@@ -425,6 +439,7 @@ impl State {
     pub(crate) fn traverse(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         self.pending.iter().flatten().try_for_each(|pending| pending.traverse(visit))?;
         self.backends.iter().try_for_each(|backend| visit.call(&backend.runner))?;
+        self.workers.iter().try_for_each(|worker| visit.call(&worker.request))?;
         if let Some(Wake { here, elsewhere }) = &self.wake {
             visit.call(here)?;
             visit.call(elsewhere)?;
@@ -437,6 +452,7 @@ impl State {
         (
             std::mem::take(&mut self.pending),
             std::mem::take(&mut self.backends),
+            self.workers.iter_mut().map(|worker| worker.request.take()).collect::<Vec<_>>(),
             self.wake.take(),
             std::mem::take(&mut self.grants),
         )
