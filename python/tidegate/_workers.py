@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -18,20 +18,30 @@ logger = logging.getLogger("tidegate")
 
 
 class WorkerTask(asyncio.Task[None]):
-    """A task that remembers its cancellations, whoever asked for them and whatever became of them.
+    """A task that takes nothing more once it was cancelled, whoever asked for it and whatever became of it.
 
     `cancelling()` forgets: a handler that cancels its own task and takes that back leaves, before Python 3.13, a cancellation
     behind that the next request would get.
     """
 
-    def __init__(self, coro: Coroutine[Any, Any, None], *, loop: asyncio.AbstractEventLoop, name: str, context: Context) -> None:
-        self.cancels: list[object] = []
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, None],
+        retire: Callable[[], None],
+        *,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        context: Context,
+    ) -> None:
+        self._retire = retire
         self.dismissed = False
         super().__init__(coro, loop=loop, name=name, context=context)
 
     def cancel(self, msg: object = None) -> bool:
         """Ask for a cancellation."""
-        self.cancels.append(msg)
+        if not self.done():
+            with suppress(InternalError):
+                self._retire()
         return super().cancel(msg)
 
 
@@ -51,7 +61,8 @@ class Workers:
             worker = self._core.hire()
             name = f"tidegate-worker-{worker}"
             # Not by way of the loop: an eager task factory would run a handler in the middle of the pump.
-            task = WorkerTask(self._work(worker), loop=self._loop, name=name, context=self._context.copy())
+            retire = partial(self._core.retire, worker)
+            task = WorkerTask(self._work(worker), retire, loop=self._loop, name=name, context=self._context.copy())
             self._tasks[worker] = task
             task.add_done_callback(partial(self._gone, worker))
 
@@ -93,7 +104,6 @@ class Workers:
         core = self._core
         finish_and_take = core.finish_and_take
         task = self._tasks[worker]
-        cancels = task.cancels
         request = core.take(worker)
         while True:
             if request is None:
@@ -117,10 +127,6 @@ class Workers:
                     return
                 request = core.take(worker)
                 continue
-            if cancels:
-                # The handler swallowed a cancellation, which this task would hand to the next request.
-                core.finish(worker, Outcome.OK, value)
-                return
             request = finish_and_take(worker, value)
             value = None  # it is the consumer's alone
 
@@ -167,4 +173,4 @@ class Workers:
             case _:
                 outcome, status, headers = verdict_of(error)
                 finish(worker, outcome, error, status, headers)
-        return not self._tasks[worker].cancels
+        return True

@@ -391,6 +391,12 @@ impl Core {
         self.with(py, State::hire)
     }
 
+    /// A worker's task was cancelled: it takes nothing more, and leaves.
+    #[pyo3(signature = (worker, /))]
+    fn retire(&self, py: Python<'_>, worker: u32) -> PyResult<()> {
+        self.with(py, |state| state.retire(worker))
+    }
+
     /// A worker's task has ended. `dismissed`: because a pump sent it home.
     #[pyo3(signature = (worker, dismissed, /))]
     fn leave(&self, py: Python<'_>, worker: u32, dismissed: bool) -> PyResult<()> {

@@ -44,8 +44,8 @@ struct Worker {
     request: Option<Py<Request>>,
     /// It was called to work, and has not asked for any yet.
     coming: bool,
-    /// Its task was cancelled: it may run nothing more.
-    tainted: bool,
+    /// Its task was cancelled: it takes nothing more, for the next request would get what the handler made of that.
+    retired: bool,
 }
 
 /// The next attempt of a worker.
@@ -210,6 +210,11 @@ impl State {
         worker
     }
 
+    /// A worker takes nothing more.
+    pub(crate) fn retire(&mut self, worker: u32) {
+        self.workers[worker as usize].retired = true;
+    }
+
     /// A worker's task has ended. `dismissed`: because a pump sent it home. Returns the object of its last attempt.
     pub(crate) fn leave(&mut self, worker: u32, dismissed: bool) -> Option<Py<Request>> {
         self.free_workers.push(worker);
@@ -225,7 +230,7 @@ impl State {
 
     /// A worker found nothing. True: it sleeps until the pump names it. False: it lets others run and takes again. None: it leaves.
     pub(crate) fn park(&mut self, now: Instant, worker: u32) -> Option<bool> {
-        if self.workers[worker as usize].tainted {
+        if self.workers[worker as usize].retired {
             return None;
         }
         self.slice.restart(now);
@@ -243,7 +248,7 @@ impl State {
             self.slice.restart(now);
         }
         let place = &mut self.workers[worker as usize];
-        if place.tainted || self.slice.is_over(now) {
+        if place.retired || self.slice.is_over(now) {
             return Next::Nothing(place.request.take());
         }
         let leased = self.engine.take(now);
@@ -367,7 +372,7 @@ impl State {
                     // It may have returned since: then its worker runs something else, or nothing.
                     let theirs = |worker: &Worker| worker.running.is_some_and(|running| running.lease == lease);
                     if let Some(worker) = self.workers.iter().position(theirs) {
-                        self.workers[worker].tainted = true;
+                        self.workers[worker].retired = true;
                         interrupt.push(worker as u32);
                     }
                 }
