@@ -21,6 +21,7 @@ from tidegate import (
     Backend,
     BackendQuota,
     DeadlineExceededError,
+    QueueFullError,
     RateLimitScheduler,
     Request,
     RequestCancelledError,
@@ -67,6 +68,7 @@ class Scene:
     enters = True
     ends = False  # nothing is accepted afterwards
     spare = 0  # permits that may be charged without a message
+    others: int | None = None  # requests that may be pending when what is awaited has been cancelled; None: any
 
     def __init__(self, seed: int) -> None:
         self.clock = ManualClock()
@@ -149,6 +151,8 @@ def strangers() -> set[str]:
 
 
 class Fetch(Scene):
+    others = 0
+
     async def play(self):
         await self.fetch("x")
 
@@ -162,6 +166,7 @@ class FetchAsTask(Fetch):
 
 class FetchWithoutConcurrency(Fetch):
     concurrency = 1
+    others = 1
 
     async def prepare(self):
         self.scheduler.submit_nowait("blocker")
@@ -179,6 +184,7 @@ class FetchWithoutQuota(Fetch):
 
 class FetchWithoutRoom(Fetch):
     capacity = 1
+    others = 1
 
     async def prepare(self):
         self.scheduler.submit_nowait("blocker")
@@ -208,12 +214,15 @@ class FetchThatExpires(Fetch):
 
 
 class FetchFromAThread(Fetch):
+    others = None  # it is cancelled a turn later
+
     async def play(self):
         await asyncio.wrap_future(self.scheduler.submit_threadsafe("x"))
 
 
 class Submit(Scene):
     capacity = 1
+    others = 1
 
     async def prepare(self):
         self.scheduler.submit_nowait("blocker")
@@ -545,6 +554,8 @@ class Caller:
             await self.scene.play()
         except asyncio.CancelledError:
             self.was_cancelled = True
+            if self.scene.others is not None:
+                assert self.scene.scheduler.ledger().pending <= self.scene.others
             raise
 
     def cancel(self) -> None:
@@ -706,6 +717,7 @@ WAITING = [kind for kind in SCENES if "Without" in kind.__name__ and issubclass(
 async def test_the_next_in_line_is_served_when_the_first_is_cancelled_before_or_after_it_was_woken(kind):
     for turns_after, cancel_first in [(0, True), (0, False), (1, False), (2, False), (3, False)]:
         scene = kind(0)
+        scene.others = None
         async with scene.scheduler:
             await scene.prepare()
             first, second = Caller(scene), Caller(scene)
@@ -729,6 +741,7 @@ async def test_the_next_in_line_is_served_when_the_first_is_cancelled_before_or_
 @pytest.mark.parametrize("kind", [Submit, SubmitMany, SubmitManyByFunction])
 async def test_those_who_wait_for_room_are_served_in_the_order_in_which_they_came(kind):
     scene = kind(0)
+    scene.others = None
     async with scene.scheduler:
         await scene.prepare()
         callers = [Caller(scene) for _ in range(5)]
@@ -744,6 +757,42 @@ async def test_those_who_wait_for_room_are_served_in_the_order_in_which_they_cam
         ]
         assert [caller.was_cancelled for caller in callers] == [False, False, True, False, False]
         await scene.settle()
+
+
+@pytest.mark.parametrize("late", range(8))
+async def test_a_map_that_was_woken_for_room_which_a_thread_took_stays_first_in_line(late):
+    gate, served = asyncio.Event(), []
+
+    async def handle(request):
+        served.append(request.target)
+        await gate.wait()
+        return request.target
+
+    async with RateLimitScheduler([Backend("api", handle)], capacity=1) as scheduler:
+        scheduler.submit_nowait("blocker")
+        mapped = asyncio.create_task(anext(scheduler.map(["map"])))
+        await turns(RELEASED_AT)
+        submitted = asyncio.create_task(scheduler.submit("submit"))
+        await turns(RELEASED_AT)
+        gate.set()
+        await turns(late)
+        with suppress(QueueFullError):
+            await asyncio.wrap_future(scheduler.submit_threadsafe("thread"))
+        await until(submitted.done)
+        await until(lambda: "submit" in served)
+        assert (await mapped).value == "map"
+    assert [target for target in served if target != "thread"] == ["blocker", "map", "submit"]
+
+
+async def test_virtual_time_does_not_pass_for_who_no_longer_sleeps():
+    clock = ManualClock()
+    sleepers = [asyncio.create_task(clock.sleep(seconds)) for seconds in (5, 1, 9)]
+    await turns(1)
+    for sleeper in (sleepers[0], sleepers[2]):
+        sleeper.cancel()
+    await clock.run_until_idle()
+    assert clock.time() == 1
+    await asyncio.wait(sleepers)
 
 
 # ---- Everything at once

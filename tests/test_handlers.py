@@ -812,6 +812,22 @@ def test_a_hundred_programs_that_end_with_work_pending_leave_nothing(new_loop, c
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_a_thread_is_told_when_the_loop_has_gone_without_leaving_the_scheduler(new_loop):
+    scheduler = RateLimitScheduler([Backend("api", echo)])
+
+    async def main():
+        await scheduler.__aenter__()
+        assert (await scheduler.fetch("x")).value == "x"
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+    with pytest.raises(SchedulerClosedError):
+        scheduler.submit_threadsafe("y").result(timeout=10)
+    with pytest.raises(SchedulerClosedError):
+        scheduler.submit_threadsafe("z")
+
+
 # ---- Whole programs
 
 PROGRAM = """

@@ -222,6 +222,10 @@ impl Run {
             }
             Op::Ack(index, answer) => {
                 let Some(&lease) = self.leases.get(index % self.leases.len().max(1)) else { return Ok(()) };
+                if self.attempt(lease).waits_to_recharge {
+                    // Of which message this is the answer depends on whether it has been let go.
+                    self.drain()?;
+                }
                 self.engine.ack(now, lease, answer);
                 let rejected = answer.status == Some(429) || (answer.status == Some(503) && answer.retry_after.is_some());
                 self.attempt(lease).rejected |= rejected;
