@@ -175,7 +175,7 @@ class ReplyStream:
 
     def offer(self, target: object, *, waited: bool) -> Awaitable[None] | None:
         """Have a target of the asynchronous source accepted; else what to wait for first."""
-        if self._open > self._ahead:
+        if self._open >= self._ahead:
             self._space = asyncio.get_running_loop().create_future()
             return self._space
         if (self._driver.has_line and not waited) or not self._accept([target], self._stream, self._accepted):
