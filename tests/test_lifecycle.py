@@ -103,6 +103,38 @@ async def test_drain_with_timeout():
         assert [(await ticket).value for ticket in tickets] == list(range(5))
 
 
+async def test_drain_that_cancels_what_waits():
+    """What waits is cancelled at once; what runs ends, and what would be tried again is cancelled instead."""
+    clock = ManualClock()
+
+    async def fetch(request):
+        await clock.sleep(1)
+        if request.target == "fails":
+            raise ConnectionError
+        if request.target == "limited":
+            raise StatusError(429)
+        if request.target == "wrong":
+            raise StatusError(404)
+        return request.target
+
+    async with RateLimitScheduler([Backend("api", fetch, BackendQuota(concurrency=4))], clock=clock, seed=1) as scheduler:
+        tickets = await scheduler.submit_many(["good", "fails", "limited", "wrong", "waits"])
+        await wait(clock, 0.5)
+        draining = asyncio.create_task(scheduler.drain(cancel_waiting=True))
+        await wait(clock, 0.1)
+        assert counts(scheduler) == {"accepted": 5, "cancelled": 1, "leased": 4}
+        await clock.run_until_idle()
+        assert await draining is True
+        assert clock.time() < 1.1
+        assert (await tickets[0]).value == "good"
+        for ticket in (tickets[1], tickets[2], tickets[4]):
+            with pytest.raises(RequestCancelledError):
+                await ticket
+        with pytest.raises(RequestFailedError):
+            await tickets[3]
+    assert counts(scheduler) == {"accepted": 5, "delivered": 1, "dead": 1, "cancelled": 3}
+
+
 async def test_drain_in_time():
     """A drain that is done in time does not wait for its timeout."""
     clock = ManualClock()
@@ -160,34 +192,6 @@ async def test_drain_before_and_after():
     async with scheduler:
         pass
     assert await scheduler.drain() is True
-
-
-async def test_drain_that_cancels_what_waits():
-    """With `cancel_waiting` what runs is finished and is the last of its request; what waits is cancelled."""
-    clock = ManualClock()
-
-    async def fetch(request):
-        await clock.sleep(10)
-        if request.target == "bad":
-            raise ConnectionError
-        return request.target
-
-    quota = BackendQuota(concurrency=2)
-    async with RateLimitScheduler([Backend("api", fetch, quota)], clock=clock) as scheduler:
-        good, bad, waiting = await scheduler.submit_many(["good", "bad", "waiting"])
-        await wait(clock, 1)
-        draining = asyncio.create_task(scheduler.drain(cancel_waiting=True))
-        await clock.advance(1e-6)
-        assert counts(scheduler) == {"accepted": 3, "leased": 2, "cancelled": 1}
-        with pytest.raises(RequestCancelledError):
-            await waiting
-        await clock.run_until_idle()
-        assert await draining is True
-        assert (await good).value == "good"
-        with pytest.raises(RequestFailedError):
-            await bad
-        assert clock.time() == pytest.approx(10, abs=0.01)
-    assert counts(scheduler) == {"accepted": 3, "delivered": 1, "dead": 1, "cancelled": 1}
 
 
 # ---- close and __aexit__

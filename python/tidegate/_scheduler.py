@@ -369,7 +369,7 @@ class RateLimitScheduler:
         Args:
             timeout: Longest wait, in seconds; None for no end.
             cancel_waiting: Cancel what waits, and let the attempts that run be the last of their requests: what the first
-                Ctrl-C does on the command line.
+                Ctrl-C does on the command line. One that fails is not tried again, and counts as cancelled.
 
         Returns:
             False when `timeout` seconds were not enough; nothing is cancelled then.

@@ -69,7 +69,7 @@ pub enum Finished {
         /// Attempts it took.
         attempts: u32,
     },
-    /// Its attempt was given up before anything was sent: it counts as cancelled.
+    /// Its attempt was given up before anything was sent, or is not to be repeated since the engine winds down: it counts as cancelled.
     GivenUp {
         /// What its time went to.
         waits: Waits,
@@ -255,8 +255,11 @@ impl Engine {
     }
 
     fn limited(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
-        if self.is_last_attempt(slot) {
+        if self.requests.get(slot).flags.once {
             return self.die(now, slot, lease);
+        }
+        if self.winding_down {
+            return self.given_up(now, slot, lease);
         }
         let waits = self.waits_with(now, slot, lease);
         let history = self.requests.history_mut(slot);
@@ -269,8 +272,11 @@ impl Engine {
 
     fn failed(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
-        if failed >= self.retry.attempts || self.is_last_attempt(slot) {
+        if self.is_last_attempt(slot, failed) {
             return self.die(now, slot, lease);
+        }
+        if self.winding_down {
+            return self.given_up(now, slot, lease);
         }
         let waits = self.waits_with(now, slot, lease);
         let backend = self.leases.get(lease).backend;
@@ -300,9 +306,9 @@ impl Engine {
         Finished::GivenUp { waits, age }
     }
 
-    /// Whether a request gets no other attempt, however this one ends.
-    fn is_last_attempt(&self, slot: u32) -> bool {
-        self.winding_down || self.requests.get(slot).flags.once
+    /// Whether a request has had all the attempts that it may have, `failed` in all.
+    fn is_last_attempt(&self, slot: u32, failed: u32) -> bool {
+        failed >= self.retry.attempts || self.requests.get(slot).flags.once
     }
 
     fn die(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
@@ -337,11 +343,12 @@ impl Engine {
         let timeout = now.since(lease.started_at);
         let request = self.requests.handle(slot);
         self.actions.push_back(Action::TimedOut { request, backend, timeout });
-        let last = self.is_last_attempt(slot);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
-        if last || failed >= self.retry.attempts {
+        if self.is_last_attempt(slot, failed) {
             self.requests.history_mut(slot).failed = failed;
             self.abort(now, slot, Ending::Dead);
+        } else if self.winding_down {
+            self.abort(now, slot, Ending::Cancelled);
         } else {
             self.failed(now, slot, index);
             self.detach(now, index);
