@@ -119,6 +119,38 @@ async def test_nobody_overtakes_the_line():
     assert server.served == ["second", "fourth"]
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("capacity, concurrency", [(1, 1), (2, 2), (5, 5), (10, 3)])
+async def test_map_and_the_line(asynchronous, capacity, concurrency):
+    """A map takes no room ahead of those who wait in line for it."""
+    clock = ManualClock()
+    order = []
+
+    async def fetch(request):
+        order.append(request.target)
+        await clock.sleep(1)
+
+    async def source():
+        for target in range(50):
+            yield target
+
+    backend = Backend("api", fetch, BackendQuota(concurrency=concurrency))
+    async with RateLimitScheduler([backend], capacity=capacity, clock=clock) as scheduler:
+
+        async def consume():
+            return [reply.target async for reply in scheduler.map(source() if asynchronous else range(50))]
+
+        mapping = asyncio.create_task(consume())
+        await clock.advance(1e-6)
+        waiting = [asyncio.create_task(scheduler.fetch(f"in line {number}")) for number in range(3)]
+        await clock.run_until_idle()
+        await asyncio.gather(*waiting)
+        assert sorted(await mapping) == list(range(50))
+    places = [order.index(f"in line {number}") for number in range(3)]
+    # The one target that waited before them is accepted before them.
+    assert places == [capacity + number + asynchronous for number in range(3)]
+
+
 async def test_one_in_line_that_is_cancelled():
     """One that leaves the line is not accepted, and holds nobody up."""
     clock = ManualClock()

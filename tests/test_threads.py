@@ -453,6 +453,8 @@ async def test_thread_that_is_given_up():
         async with RateLimitScheduler([backend]) as scheduler:
             with pytest.raises(DeadlineExceededError):
                 await scheduler.fetch("stuck", timeout=0.05)
+            for _ in range(10):
+                await asyncio.sleep(0)
             api = scheduler.snapshot().backends["api"]
             assert (api.in_flight, api.strays) == (1, 1)
             ticket = await scheduler.submit("next")

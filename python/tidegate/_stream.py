@@ -163,7 +163,8 @@ class ReplyStream:
         self._send()
 
     def _send(self) -> None:
-        if self._backlog:
+        """Have what was taken accepted, as far as there is room; who waits in line comes first."""
+        if self._backlog and (self._was_woken or not self._driver.has_line):
             accepted = self._accept(self._backlog, self._stream, self._accepted)
             self._accepted += accepted
             self._open += accepted
