@@ -64,10 +64,14 @@ class Driver:
             self.core.pump(False)  # threads that came too late are told
             return
         interrupt, wake, dismiss, hire, wait, idle, events = self.core.pump(self._timer is not None)
-        self._workers.interrupt(interrupt)
-        self._workers.wake(dismiss, work=False)
-        self._workers.wake(wake)
-        self._workers.hire(hire)
+        if interrupt:
+            self._workers.interrupt(interrupt)
+        if dismiss:
+            self._workers.wake(dismiss, work=False)
+        if wake:
+            self._workers.wake(wake)
+        if hire:
+            self._workers.hire(hire)
         if idle:
             self._resolve_idle()
         if self._room and (self.core.has_room() or not self.core.is_accepting()):

@@ -188,8 +188,9 @@ class RateLimitScheduler:
 
         Cancellation: nothing stays accepted.
         """
-        (ticket,) = await self._accept([target], repeat(self._terms_of(options)))
-        return ticket
+        terms = self._terms_of(options)
+        tickets = self._accept_now(target, terms) or await self._accept([target], repeat(terms))
+        return tickets[0]
 
     def submit_nowait(self, target: object, **options: Unpack[RequestOptions]) -> _core.Ticket:
         """Have a request accepted now.
@@ -198,9 +199,7 @@ class RateLimitScheduler:
             QueueFullError: The scheduler is full, or others wait in line.
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
         """
-        driver = self._running()
-        terms = self._terms_of(options)
-        tickets = [] if driver.has_line else self._core.submit([target], terms, self._override())
+        tickets = self._accept_now(target, self._terms_of(options))
         if not tickets:
             raise self._full(target)
         return tickets[0]
@@ -466,6 +465,10 @@ class RateLimitScheduler:
 
     def _terms_for_one(self, target: object, options: Mapping[str, object]) -> _core.Terms:
         return self._terms_of({name: option(target) if callable(option) else option for name, option in options.items()})
+
+    def _accept_now(self, target: object, terms: _core.Terms) -> list[_core.Ticket]:
+        """The ticket of one target, or none when it would have to wait in line."""
+        return [] if self._running().has_line else self._core.submit([target], terms, self._override())
 
     async def _accept(
         self, targets: list[object], terms: Iterable[_core.Terms], runner: Runner | None = None
