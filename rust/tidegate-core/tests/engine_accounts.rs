@@ -166,8 +166,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 1..120)
 }
 
-/// Backends: how many accounts of its own (0: those of the first backend), limits, concurrency.
-fn backends() -> impl Strategy<Value = Vec<(u32, Vec<(u32, u64)>, u32)>> {
+/// How many accounts of its own (0: those of the first backend), limits, concurrency.
+type Declared = (u32, Vec<(u32, u64)>, u32);
+
+fn backends() -> impl Strategy<Value = Vec<Declared>> {
     let backend = (0u32..4, prop::collection::vec((1u32..4, 1u64..3), 0..3), 1u32..4);
     prop::collection::vec(backend, 1..4)
 }
@@ -209,8 +211,8 @@ proptest! {
                 Op::Take => {
                     let open = |id: usize, model: &[Account]| theirs[id].clone().find(|&account| model[account].admits(now)).is_some();
                     match engine.take(now) {
-                        None => for id in 0..specs.len() {
-                            prop_assert!(waiting[id] == 0 || !open(id, &model), "backend {} has work and room", id);
+                        None => for (id, &waiting) in waiting.iter().enumerate() {
+                            prop_assert!(waiting == 0 || !open(id, &model), "backend {} has work and room", id);
                         },
                         Some(leased) => {
                             let id = usize::from(leased.backend.0);
