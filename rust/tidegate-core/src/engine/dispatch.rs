@@ -120,7 +120,7 @@ impl Engine {
                 continue;
             }
             // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
-            let reserved_for = (cost > 1).then(|| self.requests.node(slot).key());
+            let reserved_for = (cost > 1).then(|| self.key(class, slot));
             match Blocked::by(backend.quota.next_eligible(now, cost).eligible, cost, reserved_for) {
                 Some(blocked) => self.block(now, id, blocked),
                 None => {
@@ -167,6 +167,9 @@ impl Engine {
         let head = waiting.queue.pop(&mut self.requests);
         debug_assert_eq!(head, Some(slot));
         self.ledger.queued -= 1;
+        if self.flows.is_some() {
+            self.flow_served(now, class, slot, id);
+        }
         self.head_changed(now, class);
         let blocked = self.blocked_since(now, slot);
 
@@ -178,7 +181,7 @@ impl Engine {
         let entry = self.requests.get_mut(slot);
         entry.state = State::Leased;
         entry.lease = lease;
-        let (priority, deadline, untimed) = (entry.node.key().band(), entry.deadline, entry.flags.untimed);
+        let (priority, deadline, untimed) = (entry.node.place().band(), entry.deadline, entry.flags.untimed);
         if let Some(timeout) = timeout
             && !untimed
         {
@@ -219,10 +222,15 @@ impl Engine {
         entry.mark = mark;
         entry.state = State::Queued;
         self.ledger.queued += 1;
+        if let Some(flows) = &mut self.flows {
+            flows.enter(waiting.flow, entry.node.place().band());
+        }
         let leads = if back {
-            waiting.queue.push_back_in_order(&mut self.requests, slot)
-        } else {
+            waiting.queue.set_aside(&mut self.requests, slot)
+        } else if self.requests.rule().is_first_in_first_out() {
             waiting.queue.push(&mut self.requests, slot)
+        } else {
+            waiting.queue.insert(&mut self.requests, slot)
         };
         if leads {
             self.head_changed(now, class);
@@ -237,6 +245,9 @@ impl Engine {
         let head = waiting.queue.head(&self.requests);
         waiting.queue.remove(&mut self.requests, slot);
         self.ledger.queued -= 1;
+        if let Some(flows) = &mut self.flows {
+            flows.leave(waiting.flow, self.requests.node(slot).place().band());
+        }
         if head == Some(slot) {
             self.head_changed(now, class);
         }
@@ -244,10 +255,10 @@ impl Engine {
 
     /// Tells the heaps of all backends of a class that its head is another one.
     #[inline]
-    fn head_changed(&mut self, now: Instant, class: u32) {
+    pub(super) fn head_changed(&mut self, now: Instant, class: u32) {
         let waiting = &self.classes[class as usize];
         let set = waiting.set as usize;
-        let key = waiting.queue.head(&self.requests).map(|slot| self.requests.node(slot).key());
+        let key = waiting.queue.head(&self.requests).map(|slot| self.key(class, slot));
         for index in 0..self.sets[set].backends.len() {
             let id = self.sets[set].backends[index];
             let backend = &mut self.backends[usize::from(id)];
