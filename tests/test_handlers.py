@@ -689,6 +689,35 @@ async def test_several_extra_messages_of_one_attempt_may_wait_at_once():
         assert (await ticket).value == "x"
 
 
+@pytest.mark.usefixtures("quiet")
+async def test_an_extra_message_that_outlives_its_attempt_is_refused():
+    """Who waits for it, a task or a thread, hears that it never may; nothing is charged."""
+    clock = ManualClock()
+    outcomes = []
+
+    async def one_more(request):
+        with pytest.raises((RequestCancelledError, RuntimeError)):
+            await request.recharge()
+        outcomes.append("task")
+
+    def one_more_from_a_thread(request):
+        with pytest.raises((RequestCancelledError, RuntimeError)):
+            request.recharge_blocking()
+        outcomes.append("thread")
+
+    async def handle(request):
+        waiting.append(asyncio.create_task(one_more(request)))
+        waiting.append(asyncio.create_task(asyncio.to_thread(one_more_from_a_thread, request)))
+        await asyncio.sleep(0.01)  # both have asked; if not, they are refused as they ask
+
+    waiting = []
+    async with RateLimitScheduler([Backend("api", handle, "1/min", timeout=None)], clock=clock) as scheduler:
+        await (await scheduler.submit("x"))
+        await asyncio.gather(*waiting)
+        assert sorted(outcomes) == ["task", "thread"]
+        assert scheduler.snapshot().backends["api"].limits[0].used == 1
+
+
 # ---- Context
 
 who = contextvars.ContextVar("who", default="nobody")

@@ -229,7 +229,8 @@ impl Run {
                     self.drain()?;
                 }
                 self.engine.ack(now, lease, answer);
-                let rejected = answer.status == Some(429) || (answer.status == Some(503) && answer.retry_after.is_some());
+                let rejected =
+                    answer.status == Some(429) || (matches!(answer.status, None | Some(503)) && answer.retry_after.is_some());
                 self.attempt(lease).rejected |= rejected;
             }
             Op::Recharge(index, cost) => {

@@ -130,11 +130,11 @@ impl Request {
     /// Say that response headers arrived: the clocks of the limits start now.
     ///
     /// Without it they start when the handler ends, which is safe but wastes the time in between. A status of 429, or 503 with
-    /// `Retry-After`, closes the backend's limits. Saying it twice changes nothing.
+    /// `Retry-After`, closes the backend's limits; so does `retry_after` without a status. Saying it twice changes nothing.
     ///
     /// Args:
     ///     status: HTTP status, or what corresponds to it.
-    ///     headers: Response headers; `Retry-After` is read, as seconds or as a date, and waits of more than 24 hours are cut to that.
+    ///     headers: Response headers; with a status, `Retry-After` is read, as seconds or as a date, and waits of more than 24 hours are cut to that.
     ///     retry_after: Seconds that the server asks us to wait, from elsewhere than the headers.
     ///
     /// Raises:
@@ -151,6 +151,8 @@ impl Request {
     ) -> PyResult<()> {
         let status = status.map(convert::status).transpose()?.flatten();
         let retry_after = retry_after.map(convert::retry_after).transpose()?;
+        // Without its status a response may be a redirect, whose `Retry-After` is no rejection.
+        let headers = headers.filter(|_| status.is_some());
         self.core.get().ack(py, self.lease, convert::answer(status, headers, retry_after))
     }
 

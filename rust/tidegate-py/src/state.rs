@@ -99,6 +99,8 @@ pub(crate) struct State {
     ingress: Consumer<Foreign>,
     /// By lease: whom to call when its extra messages may be sent, in the order in which they were asked for.
     grants: HashMap<u64, Vec<Py<PyAny>>>,
+    /// Those of attempts that are over: to be told that they never may.
+    void: Vec<Py<PyAny>>,
     pub(crate) wake: Option<Wake>,
     /// A pump has been asked for and has not begun.
     pump_due: bool,
@@ -123,6 +125,7 @@ impl State {
             slice: Slice::default(),
             ingress,
             grants: HashMap::new(),
+            void: Vec::new(),
             wake: None,
             pump_due: false,
             timer_at: Instant::FAR,
@@ -139,6 +142,7 @@ impl State {
         }
         let engine = &self.engine;
         let due = engine.has_news()
+            || !self.void.is_empty()
             || engine.wants_workers()
             || engine.next_wake().is_some_and(|wake| wake < self.timer_at)
             || (self.idle_watched && engine.is_idle())
@@ -286,9 +290,6 @@ impl State {
         result: Py<PyAny>,
     ) -> Finish {
         let Some(running) = self.workers[worker as usize].running.take() else { return (None, Some(result)) };
-        if !self.grants.is_empty() {
-            self.grants.remove(&running.lease.to_bits());
-        }
         let (outcome, answer, unsent) = attempt;
         let finished = self.engine.finish(now, running.lease, outcome, answer, unsent);
         self.conclude(py, finished, running, result)
@@ -303,7 +304,10 @@ impl State {
 
     #[inline]
     fn conclude(&mut self, py: Python<'_>, finished: Finished, running: Running, result: Py<PyAny>) -> Finish {
-        let Running { request, backend, .. } = running;
+        let Running { request, backend, lease } = running;
+        if !self.grants.is_empty() {
+            self.void.extend(self.grants.remove(&lease.to_bits()).unwrap_or_default());
+        }
         let (end, attempts, waits, age) = match finished {
             Finished::Stray | Finished::Again { failed: false } => return (None, Some(result)),
             Finished::Again { failed: true } => {
@@ -363,7 +367,8 @@ impl State {
         for &worker in &staffing.wake {
             self.workers[worker as usize].coming = true;
         }
-        let (mut interrupt, mut timed_out, mut grants) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut interrupt, mut timed_out) = (Vec::new(), Vec::new());
+        let mut grants: Vec<_> = self.void.drain(..).map(|grant| (grant, false)).collect();
         while let Some(action) = self.engine.pop_action() {
             match action {
                 Action::Interrupt { lease } => {
@@ -449,7 +454,7 @@ impl State {
             visit.call(here)?;
             visit.call(elsewhere)?;
         }
-        self.grants.values().flatten().try_for_each(|grant| visit.call(grant))
+        self.grants.values().flatten().chain(&self.void).try_for_each(|grant| visit.call(grant))
     }
 
     /// Takes out all that could be part of a cycle.
@@ -460,6 +465,7 @@ impl State {
             self.workers.iter_mut().map(|worker| worker.request.take()).collect::<Vec<_>>(),
             self.wake.take(),
             std::mem::take(&mut self.grants),
+            std::mem::take(&mut self.void),
         )
     }
 }

@@ -45,8 +45,10 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Without a status, that the server asks us to wait says it.
     fn is_rejection(self) -> bool {
-        self.status.is_some_and(|status| Outcome::of_status(status, self.retry_after.is_some()) == Outcome::Limited)
+        let waits = self.retry_after.is_some();
+        self.status.map_or(waits, |status| Outcome::of_status(status, waits) == Outcome::Limited)
     }
 }
 
