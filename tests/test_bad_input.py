@@ -8,10 +8,12 @@ from functools import partial
 import pytest
 
 from tidegate import (
+    Aging,
     Backend,
     BackendQuota,
     ConfigError,
     CostExceedsBurstError,
+    Fair,
     Ledger,
     RateLimitScheduler,
     Retry,
@@ -26,6 +28,7 @@ NOTHING = Ledger(accepted=0, delivered=0, dead=0, expired=0, cancelled=0, queued
 COUNT = "give an integer from 1 to 4294967295"
 SECONDS = "give seconds above 0, or a timedelta"
 PRIORITY = "give an integer from 0 (most urgent) to 255; see tidegate.Priority"
+FLOW = "give a text that is not empty, or None for no flow"
 TIMEOUT = "give seconds above 0, a timedelta, or None for no deadline"
 
 
@@ -94,6 +97,12 @@ async def test_cost(entry):
 
 
 @pytest.mark.parametrize("entry", REQUESTS)
+async def test_flow(entry):
+    """A flow is a text, whatever the order."""
+    await refused(entry, "flow", ["", 5, 1.5, True, b"flow", ["flow"], "\ud800"], FLOW)
+
+
+@pytest.mark.parametrize("entry", REQUESTS)
 async def test_backends(entry):
     """Backends are named by the names that there are."""
     await refused(entry, "backends", ["nope", ""], "there is no such backend; there are api, other")
@@ -110,7 +119,7 @@ async def test_backend_of_a_slot():
     await refused("slot", "backend", ["nope", "", None, 5, ["api"]], "there is no such backend; there are api, other")
 
 
-@pytest.mark.parametrize("option", ["priority", "timeout", "cost", "backends"])
+@pytest.mark.parametrize("option", ["priority", "timeout", "cost", "backends", "flow"])
 @pytest.mark.parametrize("entry", ["submit_many", "map"])
 async def test_function_of_the_target(entry, option):
     """What an option's function gives is checked as if it had been given, before anything of the batch is accepted."""
@@ -135,7 +144,7 @@ async def test_unknown_option(entry, value):
     async with RateLimitScheduler([api()]) as scheduler:
         with pytest.raises(TypeError) as caught:
             await hand_in(entry, scheduler, prio=value)
-        assert str(caught.value) == "got an unexpected option 'prio'; a request has priority, timeout, cost, backends"
+        assert str(caught.value) == "got an unexpected option 'prio'; a request has priority, timeout, cost, backends, flow"
         assert scheduler.ledger() == NOTHING
 
 
@@ -309,7 +318,39 @@ def test_retry(option, value, way_out):
     assert caught.value.option == option
 
 
+ORDER = "give 'strict', 'edf', Aging(step) or Fair(weights)"
+WRONG_WEIGHTS = [
+    *((value, "give a mapping from names of flows to numbers, or None") for value in (5, "a", [("a", 1)], {"a"})),
+    *(({"a": 1, name: 1}, f"{name!r} names no flow; give a text that can be printed and is not empty") for name in ("", 5, None)),
+    *(
+        ({"a": 1, "b": value}, f"{value!r} is no weight; give a number from 0.001 to 1000")
+        for value in (0, -1, NAN, INF, 0.0009, 1001, "1", None, True, 10**400)
+    ),
+]
+
+
+@pytest.mark.parametrize("value, way_out", WRONG_WEIGHTS, ids=lambda value: repr(value)[:20])
+def test_fair(value, way_out):
+    """The weights of flows are checked where they are given."""
+    with pytest.raises(ConfigError) as caught:
+        Fair(value)
+    assert str(caught.value) == f"weights={value!r}: {way_out}"
+    assert caught.value.option == "weights"
+    assert caught.value.value is value
+
+
+@pytest.mark.parametrize("value", [0, -1, NAN, INF, "5", None, True, timedelta(0), timedelta(days=-1), 10**400], ids=repr)
+def test_aging(value):
+    """What a level of priority is worth is a span above zero."""
+    with pytest.raises(ConfigError) as caught:
+        Aging(value)
+    assert str(caught.value) == f"step={value!r}: {SECONDS}"
+    assert caught.value.option == "step"
+    assert caught.value.value is value
+
+
 WRONG_SCHEDULERS = [
+    *(("order", value, ORDER) for value in ("fifo", "STRICT", "", None, 5, ["strict"], Aging, Fair, "fair", b"edf")),
     *(("capacity", value, COUNT) for value in (0, -1, 1.5, True, "5", None, INF, 2**32)),
     *(("isolation", value, "give 'worker' or 'task'") for value in ("thread", None, "", 5, ["task"])),
     *(("retry", value, "give a Retry, such as Retry(attempts=4)") for value in (None, 4, "4", {"attempts": 4})),

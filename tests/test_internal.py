@@ -11,7 +11,7 @@ async def handler(request):
 
 async def test_after_a_panic_in_the_engine_everybody_is_told():
     """A panic under the lock ends every pending request with an error that asks for a report, and every later call likewise."""
-    core = _core.Core(10, 0, Retry(), None)
+    core = _core.Core(10, "strict", 0, Retry(), None)
     core.add_backend(Backend("api", handler, BackendQuota("1/s")), handler)
     (ticket,) = core.submit(["target"], core.terms(128, None, 1, None))
     nobody = 99

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate import Backend, BackendQuota, Priority, RateLimitScheduler, Retry
+from tidegate import Aging, Backend, BackendQuota, Fair, Priority, RateLimitScheduler, Retry
 from tidegate.testing import ManualClock
 
 NARROW = BackendQuota(concurrency=1)
@@ -267,3 +267,155 @@ async def test_same_program_same_order():
 
     runs = [await program() for _ in range(3)]
     assert all(before == after for before, after in pairwise(runs))
+
+
+# ---- Other orders than strict
+
+
+async def served(order, requests):
+    """Who is served when these all wait for one place: `(seconds before it comes, options)` each, by its number."""
+    clock = ManualClock()
+    log = []
+
+    async def fetch(request):
+        log.append(request.target)
+        await clock.sleep(200 if request.target == "first" else 1)
+
+    backend = Backend("api", fetch, NARROW, timeout=None)
+    async with RateLimitScheduler([backend], order=order, clock=clock) as scheduler:
+        scheduler.submit_nowait("first", priority=0)
+        await clock.advance(1e-6)
+        for number, (pause, options) in enumerate(requests):
+            if pause:
+                await clock.advance(pause)
+            scheduler.submit_nowait(number, **options)
+        await clock.run_until_idle()
+    assert log[0] == "first"
+    return log[1:]
+
+
+pauses = st.integers(0, 20).map(lambda quarters: quarters / 4)
+priorities = st.integers(0, 3).map(lambda level: level * 64)
+
+
+@given(st.integers(1, 40), st.lists(st.tuples(pauses, priorities), max_size=25))
+async def test_aging_order(levels, requests):
+    """Under aging a request goes by when it was accepted plus its priority times the step; equals as they were accepted."""
+    step = levels / 256  # exact in nanoseconds, so that equal keys are equal
+    got = await served(Aging(step), [(pause, {"priority": priority}) for pause, priority in requests])
+    keys, now = [], 0.0
+    for pause, priority in requests:
+        now += pause
+        keys.append(now + priority * step)
+    assert got == sorted(range(len(requests)), key=keys.__getitem__)
+
+
+@given(st.lists(st.tuples(pauses, priorities, st.none() | st.integers(3590, 3610)), max_size=25))
+async def test_edf_order(requests):
+    """Under edf the earliest deadline of the most urgent priority goes first; no deadline is one in an hour."""
+    got = await served("edf", [(pause, {"priority": priority, "timeout": timeout}) for pause, priority, timeout in requests])
+    keys, now = [], 0.0
+    for pause, priority, timeout in requests:
+        now += pause
+        keys.append((priority, now + (3600 if timeout is None else timeout)))
+    assert got == sorted(range(len(requests)), key=keys.__getitem__)
+
+
+WEIGHTS = {"a": 4, "b": 2, "c": 0.5}
+
+
+@given(st.lists(st.tuples(priorities, st.sampled_from(["a", "b", "c", "d", None])), max_size=40))
+async def test_fair_order(requests):
+    """Of all that wait from the start, the n-th of a flow goes by (n - 1) / weight; equals as they were accepted."""
+    got = await served(Fair(WEIGHTS), [(0, {"priority": priority, "flow": flow}) for priority, flow in requests])
+    waiting = list(range(len(requests)))
+    had = {}
+    expected = []
+    while waiting:
+        number = min(waiting, key=lambda number: (requests[number][0], had.get(requests[number], 0), number))
+        waiting.remove(number)
+        expected.append(number)
+        had[requests[number]] = had.get(requests[number], 0) + 1 / WEIGHTS.get(requests[number][1], 1)
+    assert got == expected
+
+
+async def test_aging_does_not_starve():
+    """Under aging a request of low priority is served, however many more urgent ones come."""
+    clock = ManualClock()
+    order = []
+    async with RateLimitScheduler([Backend("api", server(clock, order), NARROW)], order=Aging(0.1), clock=clock) as scheduler:
+        await scheduler.submit("low", priority=Priority.LOW)
+        await scheduler.submit("high 0", priority=Priority.HIGH)
+        for number in range(1, 40):
+            await wait(clock, 0.5)
+            await scheduler.submit(f"high {number}", priority=Priority.HIGH)
+            await wait(clock, 0.5)
+        assert order.index("low") in (13, 14)  # 128 levels of 0.1 s, one request a second
+        await clock.run_until_idle()
+
+
+async def test_fair_shares_by_weight():
+    """While all flows wait, each gets its share of the limit by weight, in units of cost."""
+    clock = ManualClock()
+    log = []
+
+    async def fetch(request):
+        log.append((clock.time(), *request.target))
+
+    async with RateLimitScheduler([Backend("api", fetch, "10/s burst 4")], order=Fair({"a": 3}), clock=clock) as scheduler:
+        for flow, cost in (("a", 2), ("b", 1), ("c", 4)):
+            await scheduler.submit_many([(flow, cost)] * 200, flow=flow, cost=cost)
+        await clock.run_until_idle()
+    units = {flow: sum(cost for at, theirs, cost in log if theirs == flow and at <= 40) for flow in "abc"}
+    assert sum(units.values()) == pytest.approx(400, abs=5)
+    assert abs(units["b"] - units["c"]) <= 1 + 4
+    assert abs(units["a"] / 3 - units["b"]) <= 2 / 3 + 1
+    assert abs(units["a"] / 3 - units["c"]) <= 2 / 3 + 4
+
+
+async def test_flow_is_a_function_of_the_target():
+    """In `map` and `submit_many` the flow may be a function of the target."""
+    clock = ManualClock()
+    order = []
+    async with RateLimitScheduler([Backend("api", server(clock, order), NARROW)], order=Fair(), clock=clock) as scheduler:
+        await scheduler.submit_many(["a1", "a2", "a3", "b1", "b2", "b3"], flow=lambda target: target[0])
+        await clock.run_until_idle()
+        assert order == ["a1", "b1", "a2", "b2", "a3", "b3"]
+        order.clear()
+        stream = scheduler.map(["c1", "c2", "d1", "d2"], flow=lambda target: target[0])
+        step = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        await clock.run_until_idle()
+        await step
+        await stream.aclose()
+    assert order == ["c1", "d1", "c2", "d2"]
+
+
+async def test_flow_says_nothing_in_other_orders():
+    """A flow is allowed under any order, and changes nothing but the fair one."""
+    assert await served("strict", [(0, {"flow": flow}) for flow in "aabb"]) == [0, 1, 2, 3]
+
+
+async def test_hopeless_costs_no_permit():
+    """When more comes than a limit admits, each of its permits goes to a request that is in time, and the rest expires."""
+    clock = ManualClock()
+    log = []
+
+    async def fetch(request):
+        log.append((clock.time(), request.deadline))
+
+    async with RateLimitScheduler([Backend("api", fetch, "10/s burst 1")], order="edf", clock=clock) as scheduler:
+
+        async def submit():
+            for number in range(300):
+                scheduler.submit_nowait(number, timeout=2 if number % 3 else 0.5)
+                await clock.sleep(1 / 12)
+
+        submitting = asyncio.create_task(submit())
+        await clock.run_until_idle()
+        await submitting
+        ledger = scheduler.ledger()
+    assert all(at < deadline for at, deadline in log)
+    assert max(after - before for (before, _), (after, _) in pairwise(log)) < 0.102
+    assert ledger.delivered == len(log)
+    assert ledger.expired == 300 - len(log) > 25

@@ -27,6 +27,7 @@ from tidegate._errors import (
 )
 from tidegate._lease import Lease
 from tidegate._options import Priority, Retry
+from tidegate._order import Aging, Fair, Order
 from tidegate._outcome import Outcome
 from tidegate._quota import BackendQuota, Limit
 from tidegate._scheduler import RateLimitScheduler
@@ -34,6 +35,7 @@ from tidegate._snapshot import Event, Ledger, Snapshot
 from tidegate._stream import ReplyStream
 
 __all__ = [
+    "Aging",
     "Backend",
     "BackendError",
     "BackendQuota",
@@ -44,10 +46,12 @@ __all__ = [
     "CostExceedsBurstError",
     "DeadlineExceededError",
     "Event",
+    "Fair",
     "InternalError",
     "Lease",
     "Ledger",
     "Limit",
+    "Order",
     "Outcome",
     "Priority",
     "QueueFullError",

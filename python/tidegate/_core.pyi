@@ -10,6 +10,7 @@ from typing_extensions import disjoint_base
 from tidegate._backend import Backend
 from tidegate._errors import TidegateError
 from tidegate._options import Retry
+from tidegate._order import Order
 
 version: str
 build_profile: str
@@ -25,7 +26,8 @@ class ManualClock:
     def _move_to(self, nanos: int) -> None: ...
 
 @final
-class Terms: ...
+class Terms:
+    def own(self, flow: object | None, /) -> Self: ...
 
 @final
 class Request:
@@ -98,7 +100,7 @@ class Stream:
 
 @final
 class Core:
-    def __new__(cls, capacity: int, seed: int, retry: Retry, clock: ManualClock | None, /) -> Self: ...
+    def __new__(cls, capacity: int, order: Order, seed: int, retry: Retry, clock: ManualClock | None, /) -> Self: ...
     def add_backend(self, backend: Backend, runner: Callable[[Request], Awaitable[object]], /) -> None: ...
     def terms(
         self,

@@ -19,6 +19,8 @@ from tidegate._errors import ConfigError, QueueFullError, SchedulerClosedError
 from tidegate._events import Events
 from tidegate._lease import Slot
 from tidegate._options import Priority, Retry
+from tidegate._order import Order
+from tidegate._order import checked as checked_order
 from tidegate._quota import count_of, seconds_of
 from tidegate._runner import ContextRunner, Runner, runner_of
 from tidegate._snapshot import BackendState, Event, Ledger, LimitState, Snapshot
@@ -45,12 +47,15 @@ class RequestOptions(TypedDict, total=False):
         timeout: Seconds after which the request is worthless: it ends as expired, whatever it is doing.
         cost: Units that it takes of each limit.
         backends: Names of the backends that may serve it; None for all.
+        flow: Whom it is for, under `order=Fair(...)`: a text, such as the name of a tenant; None for the flow of all that
+            name none. Other orders do not look at it.
     """
 
     priority: int
     timeout: float | timedelta | None
     cost: int
     backends: Sequence[str] | str | None
+    flow: str | None
 
 
 class BatchOptions(TypedDict, total=False):
@@ -60,6 +65,7 @@ class BatchOptions(TypedDict, total=False):
     timeout: float | timedelta | Callable[[object], float | timedelta | None] | None
     cost: int | Callable[[object], int]
     backends: Sequence[str] | str | Callable[[object], Sequence[str] | str | None] | None
+    flow: str | Callable[[object], str | None] | None
 
 
 class RateLimitScheduler:
@@ -70,6 +76,11 @@ class RateLimitScheduler:
 
     Args:
         backends: Where requests may go; names are unique.
+        order: Which of the requests that wait goes next. `"strict"`: the most urgent priority, then the first that was
+            accepted. `"edf"`: the most urgent priority, then the earliest deadline; a request without one counts as due in an
+            hour. `Aging(step)`: waiting makes urgent. `Fair(weights)`: the most urgent priority, then flows in turn. In every
+            order a request that its limits admit only after its deadline expires without costing anything, and one that is
+            tried again keeps its place.
         capacity: Most requests pending at once, at least 1. `submit` waits when it is reached.
         retry: How failed attempts are retried.
         isolation: `"worker"`: handlers run in a pool of long-lived tasks and see the scheduler's context. `"task"`: each
@@ -96,6 +107,7 @@ class RateLimitScheduler:
         self,
         backends: Iterable[Backend] = (),
         *,
+        order: Order = "strict",
         capacity: int = 1_000_000,
         retry: Retry = Retry(),  # noqa: B008 - frozen
         isolation: Literal["worker", "task"] = "worker",
@@ -119,7 +131,7 @@ class RateLimitScheduler:
         self._isolation = isolation
         self._clock = clock
         seed = random.getrandbits(64) if seed is None else seed % 2**64
-        self._core = _core.Core(capacity, seed, retry, clock)
+        self._core = _core.Core(capacity, checked_order(order), seed, retry, clock)
         self._runners: dict[str, Runner] = {}
         self._threads: list[HandlerThreads] = []
         for backend in self._backends:
@@ -436,6 +448,9 @@ class RateLimitScheduler:
         return ContextRunner(self._runners, copy_context()) if self._isolation == "task" else None
 
     def _terms_of(self, options: Mapping[str, object]) -> _core.Terms:
+        if options.get("flow") is not None:  # there may be thousands
+            rest = {name: value for name, value in options.items() if name != "flow"}
+            return self._terms_of(rest).own(options["flow"])
         # With their types, since 1 and True, which is no cost, are equal.
         key: tuple[object, ...] | None = ()
         if options:

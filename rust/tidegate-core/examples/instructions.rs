@@ -9,6 +9,7 @@ use tidegate_core::engine::{
     Answer, BackendId, BackendSpec, ClassId, Engine, Finished, Flags, Leased, Options, Outcome, Spends, Submission,
 };
 use tidegate_core::limit::Limit;
+use tidegate_core::queue::Order;
 use tidegate_core::retry::Retry;
 use tidegate_core::time::{Instant, Span};
 
@@ -29,6 +30,7 @@ impl Load {
     fn new(backends: usize, limits: usize) -> Load {
         let options = Options {
             capacity: usize::MAX / 2,
+            order: Order::Strict,
             retry: Retry { attempts: 4, base: Span::from_millis(500), cap: Span::from_secs(60), budget_milli: 100 },
             seed: 1,
         };
@@ -52,7 +54,7 @@ impl Load {
         assert_eq!(self.engine.room().reserve(1), 1);
         let deadline = timeout.map_or(Instant::FAR, |timeout| self.now + timeout);
         let flags = Flags { held, ..Flags::default() };
-        black_box(self.engine.submit(self.now, &Submission { class: self.class, priority: 128, deadline, flags }));
+        black_box(self.engine.submit(self.now, &Submission { class: self.class, priority: 128, deadline, flow: "", flags }));
     }
 
     fn submit_all(&mut self, count: u32, timeout: Option<Span>, held: bool) {

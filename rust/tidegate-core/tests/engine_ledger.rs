@@ -12,6 +12,7 @@ use tidegate_core::engine::{
 use tidegate_core::engine::{LeaseId, Options, Outcome, Recharge, Stage, Submission, Waits};
 use tidegate_core::ledger::Ledger;
 use tidegate_core::limit::Limit;
+use tidegate_core::queue::Order;
 use tidegate_core::retry::Retry;
 use tidegate_core::time::{Instant, Span};
 
@@ -110,7 +111,7 @@ enum Op {
 
 impl Run {
     fn new(specs: Vec<BackendSpec>, classes: &[(u8, u32)], retry: Retry) -> Run {
-        let mut engine = Engine::new(&Options { capacity: 64, retry, seed: 5 }, Instant::ORIGIN);
+        let mut engine = Engine::new(&Options { capacity: 64, order: Order::Strict, retry, seed: 5 }, Instant::ORIGIN);
         let backends: Vec<BackendId> = specs.iter().map(|spec| engine.add_backend(spec)).collect();
         let mut run = Run {
             engine,
@@ -178,7 +179,8 @@ impl Run {
                     return Ok(());
                 }
                 let deadline = deadline.map_or(Instant::FAR, |span| now + Span::from_nanos(span));
-                let submission = Submission { class: self.classes[class % self.classes.len()], priority, deadline, flags };
+                let submission =
+                    Submission { class: self.classes[class % self.classes.len()], priority, deadline, flow: "", flags };
                 let handle = self.engine.submit(now, &submission);
                 prop_assert!(self.by_handle.insert(handle, self.requests.len()).is_none(), "a handle was used twice");
                 let (failed, attempt, cancelled, state) = (0, Span::ZERO, false, State::Queued);

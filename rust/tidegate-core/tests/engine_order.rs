@@ -4,12 +4,13 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{TICK, at, cases, engine, retry, submit, take_all};
+use common::{TICK, at, cases, engine_in_order, retry, submit, take_all};
 use proptest::prelude::*;
 use tidegate_core::engine::{
-    Action, Answer, BackendSpec, Engine, Finished, Flags, Handle, LeaseId, Outcome, Recharge, Spends, Submission,
+    Action, Answer, BackendSpec, Engine, Finished, Handle, LeaseId, Outcome, Recharge, Spends, Submission,
 };
 use tidegate_core::limit::{Eligible, Limit, Margin, Quota};
+use tidegate_core::queue::Order;
 use tidegate_core::time::{Instant, Span};
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -17,8 +18,10 @@ use tidegate_core::time::{Instant, Span};
 
 #[derive(Debug)]
 struct Request {
-    /// Priority, then order of acceptance.
-    key: (u8, usize),
+    priority: u8,
+    joined: Instant,
+    deadline: Instant,
+    flow: usize,
     class: usize,
     handle: Handle,
     waits: bool,
@@ -48,8 +51,26 @@ struct Site {
     longest_latency: Span,
 }
 
+/// By name, and with what a unit of cost takes of each.
+const FLOWS: [(&str, u64); 4] = [("", 4), ("a", 1), ("b", 2), ("c", 8)];
+
+fn fair() -> Order {
+    Order::Fair(vec![("a".into(), 4.0), ("b".into(), 2.0), ("c".into(), 0.5)])
+}
+
+/// How far flows have been served, and what backends have served, by band.
+#[derive(Debug, Default)]
+struct Shares {
+    /// By flow and the backends that it waits for.
+    start: BTreeMap<(usize, Vec<usize>, u8), u64>,
+    now: BTreeMap<(usize, u8), u64>,
+    end: BTreeMap<(usize, u8), u64>,
+}
+
 #[derive(Debug)]
 struct Model {
+    order: Order,
+    shares: Shares,
     sites: Vec<Site>,
     /// Backends, cost.
     classes: Vec<(Vec<usize>, u32)>,
@@ -64,10 +85,65 @@ impl Model {
         self.attempts.values().filter(|attempt| attempt.backend == backend).count()
     }
 
+    /// Whose turn it is, as (band, what the order says, number of acceptance).
+    fn key(&self, index: usize) -> (u8, u64, usize) {
+        let request = &self.requests[index];
+        let band = request.priority;
+        match &self.order {
+            Order::Strict => (band, 0, index),
+            Order::Aging(step) => (0, (request.joined + step.times(u64::from(band))).as_nanos(), index),
+            Order::Deadline if request.deadline == Instant::FAR => {
+                (band, (request.joined + Span::from_secs(3600)).as_nanos(), index)
+            }
+            Order::Deadline => (band, request.deadline.as_nanos(), index),
+            Order::Fair(_) => (band, self.shares.start[&self.share(index)], index),
+        }
+    }
+
+    fn share(&self, index: usize) -> (usize, Vec<usize>, u8) {
+        let request = &self.requests[index];
+        (request.flow, self.classes[request.class].0.clone(), request.priority)
+    }
+
+    /// A request begins to wait: if its flow did not, that goes on from where others are who wait for the same backends.
+    fn join(&mut self, index: usize) {
+        let (flow, backends, band) = self.share(index);
+        let waits = |other: usize| self.requests[other].waits && self.requests[other].priority == band;
+        let others: Vec<usize> = (0..self.requests.len()).filter(|&other| other != index && waits(other)).collect();
+        let Shares { start, now, end } = &mut self.shares;
+        for &backend in &backends {
+            if !others.iter().any(|&other| self.classes[self.requests[other].class].0.contains(&backend)) {
+                let end = end.get(&(backend, band)).copied().unwrap_or(0);
+                now.insert((backend, band), end);
+            }
+        }
+        let time = backends.iter().map(|&backend| now[&(backend, band)]).max().unwrap();
+        let is_of_mine =
+            |&other: &usize| self.requests[other].flow == flow && self.classes[self.requests[other].class].0 == backends;
+        if !others.iter().any(is_of_mine) {
+            let start = start.entry((flow, backends, band)).or_default();
+            *start = time.max(*start);
+        }
+        self.requests[index].waits = true;
+    }
+
+    fn serve_flow(&mut self, index: usize, backend: usize) {
+        let share = self.share(index);
+        let (flow, band) = (share.0, share.2);
+        let cost = u64::from(self.classes[self.requests[index].class].1);
+        let Shares { start, now, end } = &mut self.shares;
+        let start = start.get_mut(&share).unwrap();
+        let time = now.entry((backend, band)).or_default();
+        *time = (*time).max(*start);
+        *start += cost * FLOWS[flow].1;
+        let last = end.entry((backend, band)).or_default();
+        *last = (*last).max(*start);
+    }
+
     /// The least request that has a ready backend, and the one of these that is used least.
     fn next(&self, now: Instant) -> Option<(usize, usize)> {
         let mut waiting: Vec<usize> = (0..self.requests.len()).filter(|index| self.requests[*index].waits).collect();
-        waiting.sort_by_key(|index| self.requests[*index].key);
+        waiting.sort_by_key(|index| self.key(*index));
         // What a more urgent request waits for is kept for it, although the room may suffice for a smaller one.
         let mut kept = BTreeSet::new();
         for index in waiting {
@@ -155,15 +231,11 @@ impl Model {
         }
         let attempt = self.attempts.remove(&lease.to_bits()).unwrap();
         let Some(request) = request else { return };
-        let request = &mut self.requests[request];
-        match end {
-            End::Ok if attempt.rejected => request.waits = true,
-            End::Ok => {}
-            End::Limited(_) => request.waits = true,
-            End::Failed(_) | End::Unsent => {
-                request.waits = true;
-                request.avoid = Some(backend);
-            }
+        if matches!(end, End::Failed(_) | End::Unsent) {
+            self.requests[request].avoid = Some(backend);
+        }
+        if !matches!(end, End::Ok) || attempt.rejected {
+            self.join(request);
         }
     }
 
@@ -194,7 +266,8 @@ enum End {
 #[derive(Clone, Debug)]
 enum Op {
     Pass(u64),
-    Submit(u8, usize),
+    /// With this priority, class, flow and ticks until its deadline, which all lie behind the end of the test.
+    Submit(u8, usize, usize, Option<u64>),
     Take,
     Ask,
     Ack(usize, Option<u16>),
@@ -215,7 +288,8 @@ fn op() -> impl Strategy<Value = Op> {
     let status = prop_oneof![2 => Just(None), 3 => Just(Some(200)), 1 => Just(Some(429))];
     prop_oneof![
         4 => (1u64..40).prop_map(Op::Pass),
-        8 => (0u8..4, 0usize..1000).prop_map(|(band, class)| Op::Submit(band * 85, class)),
+        8 => (0u8..4, 0usize..1000, 0usize..4, prop::option::weighted(0.8, 100_000u64..100_100))
+            .prop_map(|(band, class, flow, timeout)| Op::Submit(band * 85, class, flow, timeout)),
         8 => Just(Op::Take),
         2 => Just(Op::Ask),
         3 => (0usize..1000, status).prop_map(|(index, status)| Op::Ack(index, status)),
@@ -254,8 +328,8 @@ struct Pair {
 impl Pair {
     /// An engine and its model with these backends, and a class for each pair of a set, bit by bit, and a cost that some admit. The
     /// first is for any backend.
-    fn new(specs: &[BackendSpec], wanted: &[(u8, u32)]) -> Pair {
-        let mut engine = engine(retry(u32::MAX, Span::ZERO));
+    fn new(order: Order, specs: &[BackendSpec], wanted: &[(u8, u32)]) -> Pair {
+        let mut engine = engine_in_order(order.clone(), retry(u32::MAX, Span::ZERO));
         let backends: Vec<_> = specs.iter().map(|spec| engine.add_backend(spec)).collect();
         let site = |spec: &BackendSpec| Site {
             quota: Quota::new(&spec.limits, Margin::default()),
@@ -274,7 +348,15 @@ impl Pair {
                 classes.push((chosen.into_iter().filter(|index| sites[*index].quota.capacity() >= *cost).collect(), *cost));
             }
         }
-        let model = Model { sites, classes, requests: Vec::new(), attempts: BTreeMap::new(), recharged: BTreeSet::new() };
+        let model = Model {
+            order,
+            shares: Shares::default(),
+            sites,
+            classes,
+            requests: Vec::new(),
+            attempts: BTreeMap::new(),
+            recharged: BTreeSet::new(),
+        };
         Pair { engine, model, ids, now: Instant::ORIGIN }
     }
 
@@ -289,6 +371,9 @@ impl Pair {
         let named = expected.map(|(index, backend)| (self.model.requests[index].handle, backend));
         prop_assert_eq!(leased.map(|leased| (leased.request, usize::from(leased.backend.0))), named);
         if let (Some(leased), Some((index, backend))) = (leased, expected) {
+            if matches!(self.model.order, Order::Fair(_)) {
+                self.model.serve_flow(index, backend);
+            }
             let request = &mut self.model.requests[index];
             request.waits = false;
             let cost = self.model.classes[request.class].1;
@@ -304,13 +389,16 @@ impl Pair {
         let Pair { engine, model, .. } = self;
         match op {
             Op::Pass(ticks) => self.now = now + Span::from_nanos(ticks * TICK),
-            Op::Submit(priority, class) => {
+            Op::Submit(priority, class, flow, timeout) => {
                 let class = class % model.classes.len();
+                let deadline = timeout.map_or(Instant::FAR, |timeout| now + Span::from_nanos(timeout * TICK));
                 let submission =
-                    Submission { class: self.ids[class], priority: *priority, deadline: Instant::FAR, flags: Flags::default() };
+                    Submission { priority: *priority, deadline, flow: FLOWS[*flow].0, ..common::plain(self.ids[class]) };
                 let handle = submit(engine, now, &submission);
-                let key = (*priority, model.requests.len());
-                model.requests.push(Request { key, class, handle, waits: true, avoid: None });
+                let request =
+                    Request { priority: *priority, joined: now, deadline, flow: *flow, class, handle, waits: false, avoid: None };
+                model.requests.push(request);
+                model.join(model.requests.len() - 1);
             }
             Op::Take => self.take()?,
             Op::Ask => {
@@ -408,30 +496,62 @@ impl Pair {
     }
 }
 
+/// Whatever happens, the request goes that the model says, and to the backend that it says.
+fn goes_as_in_the_model(order: Order, specs: &[BackendSpec], classes: &[(u8, u32)], ops: &[Op]) -> Result<(), TestCaseError> {
+    let mut pair = Pair::new(order, specs, classes);
+    for op in ops {
+        pair.step(op)?;
+        pair.check()?;
+    }
+    // What is left goes in the same order.
+    for _ in 0..400 {
+        pair.take()?;
+        pair.step(&Op::Finish(0, End::Ok))?;
+        pair.step(&Op::Pass(100))?;
+        pair.check()?;
+    }
+    Ok(())
+}
+
+fn backends() -> impl Strategy<Value = Vec<BackendSpec>> {
+    prop::collection::vec(backend(), 1..4)
+}
+
+fn classes() -> impl Strategy<Value = Vec<(u8, u32)>> {
+    prop::collection::vec((1u8..8, prop_oneof![3 => Just(1u32), 2 => 2u32..5]), 0..5)
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(op(), 1..150)
+}
+
 proptest! {
-    #![proptest_config(cases(500))]
+    #![proptest_config(cases(300))]
 
     /// The least request by (priority, order of acceptance) that has a ready backend goes first, to the ready backend that did
     /// not just fail it and is used least, for any mix of classes, costs, limits, rejections, retries and cancels; what a more
     /// urgent request waits for is kept for it; a message of a running attempt goes ahead of all.
     #[test]
-    fn the_least_request_that_has_a_ready_backend_goes_first(
-        specs in prop::collection::vec(backend(), 1..4),
-        classes in prop::collection::vec((1u8..8, prop_oneof![3 => Just(1u32), 2 => 2u32..5]), 0..5),
-        ops in prop::collection::vec(op(), 1..150),
-    ) {
-        let mut pair = Pair::new(&specs, &classes);
-        for op in &ops {
-            pair.step(op)?;
-            pair.check()?;
-        }
-        // What is left goes in the same order.
-        for _ in 0..400 {
-            pair.take()?;
-            pair.step(&Op::Finish(0, End::Ok))?;
-            pair.step(&Op::Pass(100))?;
-            pair.check()?;
-        }
+    fn strict(specs in backends(), classes in classes(), ops in ops()) {
+        goes_as_in_the_model(Order::Strict, &specs, &classes, &ops)?;
+    }
+
+    /// As in strict order, by when a request joined plus its priority times the step.
+    #[test]
+    fn aging(step in 0u64..TICK / 4, specs in backends(), classes in classes(), ops in ops()) {
+        goes_as_in_the_model(Order::Aging(Span::from_nanos(step)), &specs, &classes, &ops)?;
+    }
+
+    /// As in strict order, by (priority, deadline, order of acceptance).
+    #[test]
+    fn deadline(specs in backends(), classes in classes(), ops in ops()) {
+        goes_as_in_the_model(Order::Deadline, &specs, &classes, &ops)?;
+    }
+
+    /// As in strict order, by (priority, start tag of the flow, order of acceptance).
+    #[test]
+    fn fair_shares(specs in backends(), classes in classes(), ops in ops()) {
+        goes_as_in_the_model(fair(), &specs, &classes, &ops)?;
     }
 }
 

@@ -165,7 +165,7 @@ impl World {
         self.rejected += usize::from(refusals.count() > 0);
     }
 
-    fn submit(&mut self, class: usize, terms: impl Fn(ClassId) -> Submission) -> Handle {
+    fn submit(&mut self, class: usize, terms: impl Fn(ClassId) -> Submission<'static>) -> Handle {
         let (class, cost) = self.classes[class];
         let handle = submit(&mut self.engine, at(self.now), &terms(class));
         self.costs.insert(handle, cost);

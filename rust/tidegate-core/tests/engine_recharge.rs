@@ -4,6 +4,7 @@ use tidegate_core::engine::{
     Action, Answer, BackendId, BackendSpec, Engine, Flags, LeaseId, Options, Outcome, Recharge, Spends, Submission,
 };
 use tidegate_core::limit::Limit;
+use tidegate_core::queue::Order;
 use tidegate_core::retry::Retry;
 use tidegate_core::time::{Instant, Span};
 
@@ -16,7 +17,7 @@ fn at(millis: u64) -> Instant {
 /// An engine whose only backend allows [`AMOUNT`] a second, with one running attempt that has sent `sent` units.
 fn running(sent: u32) -> (Engine, LeaseId) {
     let retry = Retry { attempts: 1, base: Span::ZERO, cap: Span::ZERO, budget_milli: 1000 };
-    let mut engine = Engine::new(&Options { capacity: 10, retry, seed: 1 }, at(0));
+    let mut engine = Engine::new(&Options { capacity: 10, order: Order::Strict, retry, seed: 1 }, at(0));
     let limits = vec![Limit::window(AMOUNT, Span::from_secs(1)).unwrap()];
     engine.add_backend(&BackendSpec { limits, concurrency: None, spends: Spends::Own(1), timeout: None, weight: 1.0 });
     submit(&mut engine, sent);
@@ -27,7 +28,7 @@ fn running(sent: u32) -> (Engine, LeaseId) {
 fn submit(engine: &mut Engine, cost: u32) {
     let class = engine.class(at(0), &[BackendId(0)], cost).unwrap();
     assert_eq!(engine.room().reserve(1), 1);
-    engine.submit(at(0), &Submission { class, priority: 128, deadline: Instant::FAR, flags: Flags::default() });
+    engine.submit(at(0), &Submission { class, priority: 128, deadline: Instant::FAR, flow: "", flags: Flags::default() });
 }
 
 fn used(engine: &Engine, now: Instant) -> u32 {

@@ -60,6 +60,18 @@ pub(crate) fn cost(value: &Bound<'_, PyAny>) -> PyResult<u32> {
         .ok_or_else(|| error::config("cost", value, &format!("give an integer from 1 to {}", u32::MAX)))
 }
 
+/// A flow, from a user.
+pub(crate) fn flow(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<str>>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let text: Option<String> = value.extract().ok().filter(|text: &String| !text.is_empty());
+    match text {
+        Some(text) => Ok(Some(text.into())),
+        None => Err(error::config("flow", value, "give a text that is not empty, or None for no flow")),
+    }
+}
+
 fn integer<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) -> Option<T> {
     if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() }
 }

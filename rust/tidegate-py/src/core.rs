@@ -3,6 +3,7 @@
 //! Ground rules. The lock is held for a few hundred nanoseconds at a time and never while Python code may run: what is called or dropped
 //! is carried out of the locked section first. The wake-up is called at most once a batch, outside of the lock as well.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread::{self, ThreadId};
 
@@ -14,6 +15,7 @@ use tidegate_core::engine::{
     Answer, BackendId, BackendSpec, BackendState, ClassError, Engine, Flags, Handle, LeaseId, Options, Outcome, Recharge, Spends,
 };
 use tidegate_core::limit::{Eligible, Limit};
+use tidegate_core::queue::Order;
 use tidegate_core::queue::ingress::{self, Producer, Room};
 use tidegate_core::retry::Retry;
 use tidegate_core::time::{Instant, Span};
@@ -88,6 +90,27 @@ struct RetryOptions {
     base: f64,
     cap: f64,
     budget: f64,
+}
+
+/// A `tidegate.Order`.
+#[derive(FromPyObject)]
+enum OrderOptions {
+    Name(String),
+    Aging { step: f64 },
+    Fair { weights: HashMap<String, f64> },
+}
+
+impl OrderOptions {
+    fn declared(self) -> Order {
+        match self {
+            OrderOptions::Name(name) if name == "edf" => Order::Deadline,
+            OrderOptions::Name(_) => Order::Strict,
+            OrderOptions::Aging { step } => Order::Aging(convert::span(step).unwrap_or(Span::ZERO)),
+            OrderOptions::Fair { weights } => {
+                Order::Fair(weights.into_iter().map(|(name, weight)| (name.into(), weight)).collect())
+            }
+        }
+    }
 }
 
 impl Core {
@@ -249,8 +272,8 @@ fn refuse(py: Python<'_>, refused: Vec<Foreign>) -> PyResult<()> {
 #[pymethods]
 impl Core {
     #[new]
-    #[pyo3(signature = (capacity, seed, retry, clock, /))]
-    fn new(capacity: usize, seed: u64, retry: RetryOptions, clock: Option<&Bound<'_, ManualClock>>) -> Core {
+    #[pyo3(signature = (capacity, order, seed, retry, clock, /))]
+    fn new(capacity: usize, order: OrderOptions, seed: u64, retry: RetryOptions, clock: Option<&Bound<'_, ManualClock>>) -> Core {
         let span = |seconds| convert::span(seconds).unwrap_or(Span::ZERO);
         let retry = Retry {
             attempts: retry.attempts,
@@ -259,7 +282,7 @@ impl Core {
             budget_milli: (retry.budget * 1000.0).round() as u32,
         };
         let clock = Clock::new(clock.map(Bound::get));
-        let engine = Engine::new(&Options { capacity, retry, seed }, clock.now());
+        let engine = Engine::new(&Options { capacity, order: order.declared(), retry, seed }, clock.now());
         let room = engine.room().clone();
         let (producer, consumer) = ingress::ingress();
         Core { state: Mutex::new(State::new(engine, consumer)), clock, room, producer, home: OnceLock::new() }
@@ -309,7 +332,7 @@ impl Core {
             let names: Vec<&str> = ids.iter().map(|&id| names[id].as_str()).collect();
             error::class(py, refused, &names.join(", "))
         })?;
-        Ok(Terms { class, priority, timeout, flags: Flags { held: false, once: lasting, untimed: lasting } })
+        Ok(Terms { class, priority, timeout, flow: None, flags: Flags { held: false, once: lasting, untimed: lasting } })
     }
 
     /// Says how to ask for a pump, on the loop's thread and on another, and how the loop's clock stands.

@@ -119,7 +119,7 @@ impl Engine {
         let mut last = None;
         for index in 0..self.sets[set as usize].backends.len() {
             let id = self.sets[set as usize].backends[index];
-            if let Some(account) = self.open_account(now, id, slot, cost) {
+            if let Some(account) = self.open_account(now, id, class, slot) {
                 ready += 1;
                 last = Some((id, account));
             }
@@ -149,11 +149,12 @@ impl Engine {
 
     /// The open account of a backend with the least in flight that admits the head in `slot`. Those that do not are blocked.
     #[inline]
-    fn open_account(&mut self, now: Instant, id: u16, slot: u32, cost: u32) -> Option<u32> {
+    fn open_account(&mut self, now: Instant, id: u16, class: u32, slot: u32) -> Option<u32> {
+        let cost = self.classes[class as usize].cost;
         loop {
             let account = self.backends[usize::from(id)].accounts.least()?;
             // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
-            let reserved_for = (cost > 1).then(|| self.requests.node(slot).key());
+            let reserved_for = (cost > 1).then(|| self.key(class, slot));
             match Blocked::by(self.accounts[account as usize].quota.next_eligible(now, cost).eligible, cost, reserved_for) {
                 Some(blocked) => self.block(now, account, blocked),
                 None => return Some(account),
@@ -179,6 +180,9 @@ impl Engine {
         let head = waiting.queue.pop(&mut self.requests);
         debug_assert_eq!(head, Some(slot));
         self.ledger.queued -= 1;
+        if self.flows.is_some() {
+            self.flow_served(now, class, slot, id);
+        }
         self.head_changed(now, class);
         let blocked = self.blocked_since(now, slot);
 
@@ -192,7 +196,7 @@ impl Engine {
         let entry = self.requests.get_mut(slot);
         entry.state = State::Leased;
         entry.lease = lease;
-        let (priority, deadline, untimed) = (entry.node.key().band(), entry.deadline, entry.flags.untimed);
+        let (priority, deadline, untimed) = (entry.node.place().band(), entry.deadline, entry.flags.untimed);
         if let Some(timeout) = timeout
             && !untimed
         {
@@ -234,10 +238,15 @@ impl Engine {
         entry.mark = mark;
         entry.state = State::Queued;
         self.ledger.queued += 1;
+        if let Some(flows) = &mut self.flows {
+            flows.enter(waiting.flow, entry.node.place().band());
+        }
         let leads = if back {
-            waiting.queue.push_back_in_order(&mut self.requests, slot)
-        } else {
+            waiting.queue.set_aside(&mut self.requests, slot)
+        } else if self.requests.rule().is_first_in_first_out() {
             waiting.queue.push(&mut self.requests, slot)
+        } else {
+            waiting.queue.insert(&mut self.requests, slot)
         };
         if leads {
             self.head_changed(now, class);
@@ -252,6 +261,9 @@ impl Engine {
         let head = waiting.queue.head(&self.requests);
         waiting.queue.remove(&mut self.requests, slot);
         self.ledger.queued -= 1;
+        if let Some(flows) = &mut self.flows {
+            flows.leave(waiting.flow, self.requests.node(slot).place().band());
+        }
         if head == Some(slot) {
             self.head_changed(now, class);
         }
@@ -259,10 +271,10 @@ impl Engine {
 
     /// Tells the heaps of all backends of a class that its head is another one.
     #[inline]
-    fn head_changed(&mut self, now: Instant, class: u32) {
+    pub(super) fn head_changed(&mut self, now: Instant, class: u32) {
         let waiting = &self.classes[class as usize];
         let set = waiting.set as usize;
-        let key = waiting.queue.head(&self.requests).map(|slot| self.requests.node(slot).key());
+        let key = waiting.queue.head(&self.requests).map(|slot| self.key(class, slot));
         for index in 0..self.sets[set].backends.len() {
             let id = self.sets[set].backends[index];
             let backend = &mut self.backends[usize::from(id)];

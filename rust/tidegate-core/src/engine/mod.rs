@@ -21,6 +21,7 @@ mod dispatch;
 mod event;
 mod lease;
 mod request;
+mod share;
 mod status;
 
 use std::collections::{HashMap, VecDeque};
@@ -37,7 +38,7 @@ pub use status::{BackendState, BackendStatus};
 
 use crate::ledger::Ledger;
 use crate::queue::ingress::Room;
-use crate::queue::{Class, Key};
+use crate::queue::{Class, Flows, Order, Place};
 use crate::retry::{Budget, Random, Retry};
 use crate::time::Instant;
 use crate::wheel::{TimerId, Wheel};
@@ -46,12 +47,15 @@ use backend::{Backend, BackendSet};
 use crew::Crew;
 use lease::Leases;
 use request::{Requests, State};
+use share::NO_FLOW;
 
 /// How an engine is set up.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Most requests pending at once.
     pub capacity: usize,
+    /// In which order they go.
+    pub order: Order,
     /// How failed attempts are retried.
     pub retry: Retry,
     /// Where its random sequence starts.
@@ -96,13 +100,15 @@ impl std::error::Error for ClassError {}
 
 /// What a submitter asks for.
 #[derive(Clone, Copy, Debug)]
-pub struct Submission {
+pub struct Submission<'a> {
     /// Which backends may serve it, and its cost.
     pub class: ClassId,
     /// 0 is the most urgent.
     pub priority: u8,
     /// When it is worthless; [`Instant::FAR`] for never.
     pub deadline: Instant,
+    /// With whom it shares under [`Order::Fair`]; empty for those without a flow, who are one more.
+    pub flow: &'a str,
     /// The rest.
     pub flags: Flags,
 }
@@ -127,6 +133,9 @@ struct Waiting {
     queue: Class,
     set: u32,
     cost: u32,
+    /// Whose it is, under the fair order: then it exists as long as it has requests that have not ended, which are counted.
+    flow: u32,
+    pending: u32,
 }
 
 /// See the module.
@@ -136,6 +145,9 @@ pub struct Engine {
     leases: Leases,
     classes: Vec<Waiting>,
     class_ids: HashMap<(u32, u32), ClassId>,
+    /// Under the fair order.
+    flows: Option<Box<Flows>>,
+    free_classes: Vec<u32>,
     sets: Vec<BackendSet>,
     set_ids: HashMap<Box<[u16]>, u32>,
     backends: Vec<Backend>,
@@ -165,11 +177,17 @@ pub struct Engine {
 impl Engine {
     /// An engine without backends.
     pub fn new(options: &Options, now: Instant) -> Engine {
+        let flows = match &options.order {
+            Order::Fair(weights) => Some(Box::new(Flows::new(weights))),
+            _ => None,
+        };
         Engine {
-            requests: Requests::default(),
+            requests: Requests::new(options.order.rule()),
             leases: Leases::default(),
             classes: Vec::new(),
             class_ids: HashMap::new(),
+            flows,
+            free_classes: Vec::new(),
             sets: Vec::new(),
             set_ids: HashMap::new(),
             backends: Vec::new(),
@@ -247,7 +265,7 @@ impl Engine {
         }
         let set = self.set(now, fit.into_boxed_slice());
         Ok(*self.class_ids.entry((set, cost)).or_insert_with(|| {
-            self.classes.push(Waiting { queue: Class::default(), set, cost });
+            self.classes.push(Waiting { queue: Class::new(self.requests.rule()), set, cost, flow: NO_FLOW, pending: 0 });
             ClassId((self.classes.len() - 1) as u32)
         }))
     }
@@ -277,11 +295,11 @@ impl Engine {
 
     /// Accepts a request whose place in [`room`](Engine::room) was reserved. It waits from now on.
     #[inline]
-    pub fn submit(&mut self, now: Instant, submission: &Submission) -> Handle {
-        let key = Key::new(submission.priority, self.next_sequence);
+    pub fn submit(&mut self, now: Instant, submission: &Submission<'_>) -> Handle {
+        let place = Place::new(submission.priority, self.next_sequence);
         self.next_sequence += 1;
-        let class = submission.class.0;
-        let slot = self.requests.insert(key, class, now, submission.deadline, submission.flags);
+        let class = self.class_of_flow(submission.class, submission.flow);
+        let slot = self.requests.insert(place, class, now, submission.deadline, submission.flags);
         if submission.deadline < Instant::FAR {
             self.requests.get_mut(slot).timer = Some(self.wheel.arm(submission.deadline, Timer::Request(slot)));
         }
@@ -498,10 +516,11 @@ impl Engine {
     fn end_later(&mut self, now: Instant, slot: u32, ending: Ending, waits: Waits) {
         let entry = self.requests.get_mut(slot);
         entry.state = State::Free;
-        let accepted_at = entry.accepted_at;
+        let (accepted_at, class) = (entry.accepted_at, entry.class);
         if let Some(timer) = entry.timer.take() {
             self.wheel.disarm(timer);
         }
+        self.leave_class(class);
         self.room.release(1);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed);
         let request = self.requests.handle(slot);
@@ -511,9 +530,12 @@ impl Engine {
     /// Frees the slot of a request whose counts are settled and whose owner knows.
     #[inline]
     fn release(&mut self, slot: u32) {
-        if let Some(timer) = self.requests.get_mut(slot).timer.take() {
+        let entry = self.requests.get_mut(slot);
+        let class = entry.class;
+        if let Some(timer) = entry.timer.take() {
             self.wheel.disarm(timer);
         }
+        self.leave_class(class);
         self.requests.remove(slot);
         self.room.release(1);
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Add;
 
-use crate::queue::{Key, Node, Nodes};
+use crate::queue::{Key, Node, Nodes, Place, Rule};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
 
@@ -141,8 +141,9 @@ impl Add for Waits {
 }
 
 /// The requests that are pending, by slot.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Requests {
+    rule: Rule,
     entries: Vec<Entry>,
     free: Vec<u32>,
     histories: Vec<History>,
@@ -158,13 +159,27 @@ impl Nodes for Requests {
     fn node_mut(&mut self, slot: u32) -> &mut Node {
         &mut self.entries[slot as usize].node
     }
+    #[inline]
+    fn key(&self, slot: u32) -> Key {
+        let entry = &self.entries[slot as usize];
+        self.rule.key(entry.node.place(), entry.accepted_at, entry.deadline)
+    }
 }
 
 impl Requests {
+    pub(super) fn new(rule: Rule) -> Requests {
+        Requests { rule, entries: Vec::new(), free: Vec::new(), histories: Vec::new(), free_histories: Vec::new() }
+    }
+
     #[inline]
-    pub(super) fn insert(&mut self, key: Key, class: u32, accepted_at: Instant, deadline: Instant, flags: Flags) -> u32 {
+    pub(super) fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    #[inline]
+    pub(super) fn insert(&mut self, place: Place, class: u32, accepted_at: Instant, deadline: Instant, flags: Flags) -> u32 {
         let entry = |generation| Entry {
-            node: Node::new(key),
+            node: Node::new(place),
             accepted_at,
             deadline,
             generation,

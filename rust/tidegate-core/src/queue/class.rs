@@ -1,55 +1,43 @@
-//! One class of requests in strict order: 256 hard bands, first in first out inside a band.
+//! One class of requests, in the order of their keys: a list for each band, and an ordered map for what does not fit into one.
 //!
-//! A request that comes in fresh carries the largest sequence number so far, so it goes to the tail of its band's list. One that comes
-//! *back* (a retry) keeps the key it was accepted with and belongs somewhere ahead; those few wait in an ordered map beside
-//! the lists, and the head of the class is the lesser of the two heads.
+//! Where a request that comes fresh has a larger key than all of its band, as it has in strict order and nearly always in the others, it
+//! goes to the tail of its band's list. One that comes *back* (a retry) keeps its key and belongs somewhere ahead, and so may one with an
+//! early deadline: those wait in the map beside the lists. The head of the class is the least of all the heads.
 
 use std::collections::BTreeMap;
 
-/// The order of a request: its band in the top 8 bits, its sequence number below. The least key goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(u64);
-
-impl Key {
-    const SEQUENCE_BITS: u32 = 56;
-
-    /// The key of the `sequence`-th request, in `band` (0 is the most urgent). Sequences up to 2^56 are told apart.
-    #[inline]
-    pub const fn new(band: u8, sequence: u64) -> Key {
-        Key(((band as u64) << Self::SEQUENCE_BITS) | (sequence & ((1 << Self::SEQUENCE_BITS) - 1)))
-    }
-
-    /// The band, 0 to 255.
-    #[inline]
-    pub const fn band(self) -> u8 {
-        (self.0 >> Self::SEQUENCE_BITS) as u8
-    }
-}
+use super::{Key, Place, Rule};
 
 /// The links of one request in its class; embedded in the owner's record of that request.
 #[derive(Clone, Copy, Debug)]
 pub struct Node {
     next: u32,
     prev: u32,
-    key: Key,
+    place: Place,
 }
 
 /// No node: the end of a list, or a node outside any list.
 const NIL: u32 = u32::MAX;
-/// In `prev`: the node waits in the map of those that came back.
-const RETURNED: u32 = u32::MAX - 1;
+/// In `prev`: the node waits in the map of those that did not come in order.
+const ASIDE: u32 = u32::MAX - 1;
 
 impl Node {
     /// A node outside any class.
     #[inline]
-    pub const fn new(key: Key) -> Node {
-        Node { next: NIL, prev: NIL, key }
+    pub const fn new(place: Place) -> Node {
+        Node { next: NIL, prev: NIL, place }
     }
 
-    /// The order of its request.
+    /// The band and number of its request.
     #[inline]
-    pub const fn key(&self) -> Key {
-        self.key
+    pub const fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Moves it to another band, outside any class.
+    #[inline]
+    pub const fn set_band(&mut self, band: u8) {
+        self.place = self.place.in_band(band);
     }
 }
 
@@ -59,9 +47,11 @@ pub trait Nodes {
     fn node(&self, slot: u32) -> &Node;
     /// The node in `slot`, to be relinked.
     fn node_mut(&mut self, slot: u32) -> &mut Node;
+    /// The key of the request in `slot`: it does not change while the request waits.
+    fn key(&self, slot: u32) -> Key;
 }
 
-/// The fresh requests of one band: first and last slot.
+/// The requests of one band that came in the order of their keys: first and last slot.
 #[derive(Clone, Copy, Debug)]
 struct List {
     band: u8,
@@ -72,17 +62,24 @@ struct List {
 /// The requests of one class. It stores slots; the nodes are the owner's.
 ///
 /// # Complexity
-/// `head`, and `pop` and `remove` of a fresh request, are O(1); `push` finds the list of its band among those that are not empty, most
-/// of the time one or two. With requests that came back all are O(log of how many came back).
+/// `head`, and `pop` and `remove` of a request in a list, are O(1); `push` finds the list of its band among those that are not empty, most
+/// of the time one or two. With requests aside all are O(log of how many are). Without hard bands the head is looked for among the lists.
 #[derive(Debug, Default)]
 pub struct Class {
-    /// The lists that are not empty, most urgent band first.
+    /// The lists that are not empty, most urgent band first; each in the order of its keys.
     lists: Vec<List>,
-    returned: BTreeMap<Key, u32>,
+    aside: BTreeMap<Key, u32>,
     len: u32,
+    /// A less urgent band may go first.
+    merged: bool,
 }
 
 impl Class {
+    /// An empty class whose keys are made by this rule.
+    pub fn new(rule: Rule) -> Class {
+        Class { merged: !rule.has_hard_bands(), ..Class::default() }
+    }
+
     /// How many requests wait.
     #[inline]
     pub fn len(&self) -> usize {
@@ -98,54 +95,80 @@ impl Class {
     /// Slot of the request with the least key.
     #[inline]
     pub fn head(&self, nodes: &impl Nodes) -> Option<u32> {
-        let fresh = self.lists.first().map(|list| list.head);
-        match (fresh, self.returned.first_key_value()) {
+        let heads = || self.lists.iter().map(|list| list.head);
+        let fresh = if self.merged { heads().min_by_key(|&slot| nodes.key(slot)) } else { heads().next() };
+        match (fresh, self.aside.first_key_value()) {
             (fresh, None) => fresh,
-            (Some(slot), Some((key, _))) if nodes.node(slot).key < *key => Some(slot),
+            (Some(slot), Some((key, _))) if nodes.key(slot) < *key => Some(slot),
             (_, Some((_, slot))) => Some(*slot),
         }
     }
 
-    /// Adds a request whose key is larger than all keys that were pushed in its band before. True when it is the head now.
+    /// Adds a request whose key is larger than all keys that were pushed in its band before; there are hard bands. True when it is the
+    /// head now.
     #[inline]
     pub fn push(&mut self, nodes: &mut impl Nodes, slot: u32) -> bool {
+        debug_assert!(!self.merged);
         self.len += 1;
-        let key = nodes.node(slot).key;
-        match self.list(key.band()) {
+        match self.list(nodes.node(slot).place.band()) {
             Ok(rank) => {
-                let tail = std::mem::replace(&mut self.lists[rank].tail, slot);
-                nodes.node_mut(tail).next = slot;
-                let node = nodes.node_mut(slot);
-                (node.prev, node.next) = (tail, NIL);
+                self.append(nodes, rank, slot);
                 false
             }
             Err(rank) => {
-                self.lists.insert(rank, List { band: key.band(), head: slot, tail: slot });
-                let node = nodes.node_mut(slot);
-                (node.prev, node.next) = (NIL, NIL);
-                rank == 0 && self.returned.first_key_value().is_none_or(|(returned, _)| key < *returned)
+                self.begin(nodes, rank, slot);
+                rank == 0 && self.aside.first_key_value().is_none_or(|(aside, _)| nodes.key(slot) < *aside)
             }
         }
     }
 
-    /// Adds a request that was taken before and keeps its key. True when it is the head now.
-    pub fn push_back_in_order(&mut self, nodes: &mut impl Nodes, slot: u32) -> bool {
-        let node = nodes.node_mut(slot);
-        node.prev = RETURNED;
-        self.returned.insert(node.key, slot);
+    /// Adds a request with any key. True when it is the head now.
+    pub fn insert(&mut self, nodes: &mut impl Nodes, slot: u32) -> bool {
+        match self.list(nodes.node(slot).place.band()) {
+            Ok(rank) if nodes.key(self.lists[rank].tail) < nodes.key(slot) => self.append(nodes, rank, slot),
+            Ok(_) => return self.set_aside(nodes, slot),
+            Err(rank) => self.begin(nodes, rank, slot),
+        }
         self.len += 1;
         self.head(nodes) == Some(slot)
+    }
+
+    /// Adds a request that is not expected to have the largest key of its band. True when it is the head now.
+    pub fn set_aside(&mut self, nodes: &mut impl Nodes, slot: u32) -> bool {
+        nodes.node_mut(slot).prev = ASIDE;
+        self.aside.insert(nodes.key(slot), slot);
+        self.len += 1;
+        self.head(nodes) == Some(slot)
+    }
+
+    #[inline]
+    fn append(&mut self, nodes: &mut impl Nodes, rank: usize, slot: u32) {
+        let tail = std::mem::replace(&mut self.lists[rank].tail, slot);
+        nodes.node_mut(tail).next = slot;
+        let node = nodes.node_mut(slot);
+        (node.prev, node.next) = (tail, NIL);
+    }
+
+    #[inline]
+    fn begin(&mut self, nodes: &mut impl Nodes, rank: usize, slot: u32) {
+        let node = nodes.node_mut(slot);
+        (node.prev, node.next) = (NIL, NIL);
+        self.lists.insert(rank, List { band: node.place.band(), head: slot, tail: slot });
     }
 
     /// Takes out the request with the least key.
     #[inline]
     pub fn pop(&mut self, nodes: &mut impl Nodes) -> Option<u32> {
         let slot = self.head(nodes)?;
+        if self.merged {
+            self.remove(nodes, slot);
+            return Some(slot);
+        }
         let Node { next, prev, .. } = *nodes.node(slot);
         self.len -= 1;
         match (prev, next) {
-            (RETURNED, _) => {
-                self.returned.pop_first();
+            (ASIDE, _) => {
+                self.aside.pop_first();
             }
             (_, NIL) => {
                 self.lists.remove(0);
@@ -160,10 +183,10 @@ impl Class {
 
     /// Takes out the request in `slot`, which waits here.
     pub fn remove(&mut self, nodes: &mut impl Nodes, slot: u32) {
-        let Node { next, prev, key } = *nodes.node(slot);
+        let Node { next, prev, place } = *nodes.node(slot);
         self.len -= 1;
-        if prev == RETURNED {
-            self.returned.remove(&key);
+        if prev == ASIDE {
+            self.aside.remove(&nodes.key(slot));
             return;
         }
         if prev != NIL {
@@ -173,7 +196,7 @@ impl Class {
             nodes.node_mut(next).prev = prev;
         }
         if prev == NIL || next == NIL {
-            let rank = self.list(key.band()).expect("the band of a node in a list has a list");
+            let rank = self.list(place.band()).expect("the band of a node in a list has a list");
             match (prev, next) {
                 (NIL, NIL) => {
                     self.lists.remove(rank);
@@ -198,22 +221,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::time::{Instant, Span};
 
-    struct Store(Vec<Node>);
+    struct Store {
+        rule: Rule,
+        /// With when each request joined, and its deadline.
+        nodes: Vec<(Node, Instant, Instant)>,
+    }
 
     impl Nodes for Store {
         fn node(&self, slot: u32) -> &Node {
-            &self.0[slot as usize]
+            &self.nodes[slot as usize].0
         }
         fn node_mut(&mut self, slot: u32) -> &mut Node {
-            &mut self.0[slot as usize]
+            &mut self.nodes[slot as usize].0
+        }
+        fn key(&self, slot: u32) -> Key {
+            let (node, joined, deadline) = &self.nodes[slot as usize];
+            self.rule.key(node.place, *joined, *deadline)
         }
     }
 
     #[derive(Clone, Debug)]
     enum Op {
-        /// A fresh request in this band.
-        Push(u8),
+        /// A fresh request in this band, so long after the one before, with so long a time until its deadline.
+        Push(u8, u64, Option<u64>),
         Pop,
         /// One that waits leaves.
         Remove(usize),
@@ -223,44 +255,46 @@ mod tests {
 
     fn op() -> impl Strategy<Value = Op> {
         let band = prop_oneof![3 => prop::sample::select(vec![0u8, 63, 64, 127, 128, 191, 192, 255]), 1 => any::<u8>()];
+        let timeout = prop_oneof![1 => Just(None), 2 => Just(Some(50)), 2 => (1u64..100).prop_map(Some)];
         prop_oneof![
-            6 => band.prop_map(Op::Push),
+            6 => (band, 0u64..3, timeout).prop_map(|(band, pause, timeout)| Op::Push(band, pause, timeout)),
             3 => Just(Op::Pop),
             2 => (0usize..1000).prop_map(Op::Remove),
             3 => (0usize..1000).prop_map(Op::Return),
         ]
     }
 
-    #[test]
-    fn keys_order_by_band_then_sequence() {
-        assert!(Key::new(0, u64::MAX) < Key::new(1, 0));
-        assert!(Key::new(255, 3) < Key::new(255, 4));
-        assert_eq!(Key::new(77, 5).band(), 77);
+    fn rule() -> impl Strategy<Value = Rule> {
+        prop_oneof![Just(Rule::Place), (0u64..3).prop_map(|step| Rule::Aging(Span::from_nanos(step))), Just(Rule::Deadline)]
     }
 
     proptest! {
         /// The head is the least of all keys that wait, whatever is pushed, taken out at any place, or comes back.
         #[test]
-        fn orders_as_a_sorted_set(ops in prop::collection::vec(op(), 1..300)) {
-            let mut store = Store(Vec::new());
-            let mut class = Class::default();
+        fn orders_as_a_sorted_set(rule in rule(), ops in prop::collection::vec(op(), 1..300)) {
+            let mut store = Store { rule, nodes: Vec::new() };
+            let mut class = Class::new(rule);
             let mut waiting: BTreeSet<(Key, u32)> = BTreeSet::new();
             let mut taken: Vec<(Key, u32)> = Vec::new();
+            let mut now = Instant::ORIGIN;
             for op in ops {
                 let leading = waiting.first().copied();
                 let leaving = match op {
-                    Op::Push(band) => {
-                        let slot = store.0.len() as u32;
-                        let key = Key::new(band, u64::from(slot));
-                        store.0.push(Node::new(key));
-                        let leads = class.push(&mut store, slot);
+                    Op::Push(band, pause, timeout) => {
+                        now = now + Span::from_nanos(pause);
+                        let slot = store.nodes.len() as u32;
+                        let deadline = timeout.map_or(Instant::FAR, |timeout| now + Span::from_nanos(timeout));
+                        store.nodes.push((Node::new(Place::new(band, u64::from(slot))), now, deadline));
+                        let key = store.key(slot);
+                        let fifo = rule.is_first_in_first_out();
+                        let leads = if fifo { class.push(&mut store, slot) } else { class.insert(&mut store, slot) };
                         prop_assert_eq!(leads, leading.is_none_or(|leading| key < leading.0));
                         waiting.insert((key, slot));
                         None
                     }
                     Op::Return(index) if !taken.is_empty() => {
                         let entry = taken.swap_remove(index % taken.len());
-                        let leads = class.push_back_in_order(&mut store, entry.1);
+                        let leads = class.set_aside(&mut store, entry.1);
                         prop_assert_eq!(leads, leading.is_none_or(|leading| entry < leading));
                         waiting.insert(entry);
                         None

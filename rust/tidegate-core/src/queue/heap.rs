@@ -125,6 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::queue::Place;
 
     proptest! {
         /// The least is that of a sorted map, for classes that come, move either way and go at random.
@@ -134,7 +135,7 @@ mod tests {
             let mut model: BTreeMap<u32, Key> = BTreeMap::new();
             for (class, band) in ops {
                 // A key belongs to one class at a time, as a request waits in one class.
-                match band.map(|band| Key::new(band, u64::from(class))) {
+                match band.map(|band| Key::of(Place::new(band, u64::from(class)))) {
                     Some(key) => {
                         heap.set(class, key);
                         model.insert(class, key);

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use tidegate_core::engine::{BackendId, ClassId};
 use tidegate_core::engine::{BackendSpec, Engine, Flags, Handle, Leased, Options, Spends, Submission};
 use tidegate_core::limit::Limit;
+use tidegate_core::queue::Order;
 use tidegate_core::retry::Retry;
 use tidegate_core::time::{Instant, Span};
 
@@ -33,7 +34,11 @@ pub(crate) fn retry(attempts: u32, base: Span) -> Retry {
 }
 
 pub(crate) fn engine(retry: Retry) -> Engine {
-    Engine::new(&Options { capacity: 1_000_000, retry, seed: 1 }, Instant::ORIGIN)
+    engine_in_order(Order::Strict, retry)
+}
+
+pub(crate) fn engine_in_order(order: Order, retry: Retry) -> Engine {
+    Engine::new(&Options { capacity: 1_000_000, order, retry, seed: 1 }, Instant::ORIGIN)
 }
 
 pub(crate) fn spec(limits: &[Limit], concurrency: Option<u32>) -> BackendSpec {
@@ -43,12 +48,12 @@ pub(crate) fn spec(limits: &[Limit], concurrency: Option<u32>) -> BackendSpec {
 pub(crate) const NORMAL: u8 = 128;
 
 /// A request of normal priority with no end.
-pub(crate) fn plain(class: ClassId) -> Submission {
-    Submission { class, priority: NORMAL, deadline: Instant::FAR, flags: Flags::default() }
+pub(crate) fn plain(class: ClassId) -> Submission<'static> {
+    Submission { class, priority: NORMAL, deadline: Instant::FAR, flow: "", flags: Flags::default() }
 }
 
 /// Reserves a place and submits.
-pub(crate) fn submit(engine: &mut Engine, now: Instant, submission: &Submission) -> Handle {
+pub(crate) fn submit(engine: &mut Engine, now: Instant, submission: &Submission<'_>) -> Handle {
     assert_eq!(engine.room().reserve(1), 1);
     engine.submit(now, submission)
 }

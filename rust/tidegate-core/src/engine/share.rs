@@ -1,0 +1,63 @@
+//! Under the fair order each flow has classes of its own, as long as it has requests: they come and go here.
+
+use super::{ClassId, Engine, Waiting};
+use crate::queue::{Class, Key, Nodes};
+use crate::time::Instant;
+
+/// In [`Waiting::flow`]: requests of no flow, or of all.
+pub(super) const NO_FLOW: u32 = u32::MAX;
+
+impl Engine {
+    /// The class in which a request of `class` waits, and has its turn, as one of `flow`.
+    pub(super) fn class_of_flow(&mut self, class: ClassId, flow: &str) -> u32 {
+        let Some(flows) = &mut self.flows else { return class.0 };
+        let &Waiting { set, cost, .. } = &self.classes[class.0 as usize];
+        let flow = flows.flow(flow, set, &self.sets[set as usize].backends);
+        let own = flows.queue(flow, cost).unwrap_or_else(|| {
+            let waiting = Waiting { queue: Class::default(), set, cost, flow, pending: 0 };
+            let own = self.free_classes.pop().unwrap_or(self.classes.len() as u32);
+            match self.classes.get_mut(own as usize) {
+                Some(place) => *place = waiting,
+                None => self.classes.push(waiting),
+            }
+            flows.open(flow, cost, own);
+            own
+        });
+        self.classes[own as usize].pending += 1;
+        own
+    }
+
+    /// A request of this class has ended.
+    #[inline]
+    pub(super) fn leave_class(&mut self, class: u32) {
+        let Some(flows) = &mut self.flows else { return };
+        let waiting = &mut self.classes[class as usize];
+        waiting.pending -= 1;
+        if waiting.pending == 0 {
+            flows.close(waiting.flow, class);
+            self.free_classes.push(class);
+        }
+    }
+
+    /// The key of a class's head among all that wait.
+    #[inline]
+    pub(super) fn key(&self, class: u32, slot: u32) -> Key {
+        match &self.flows {
+            None => self.requests.key(slot),
+            Some(flows) => flows.key(self.classes[class as usize].flow, self.requests.node(slot).place()),
+        }
+    }
+
+    /// The request in `slot` goes from its class to a backend: its flow has been served, and the flow's other classes move with it.
+    pub(super) fn flow_served(&mut self, now: Instant, class: u32, slot: u32, backend: u16) {
+        let Some(flows) = &mut self.flows else { return };
+        let &Waiting { flow, cost, .. } = &self.classes[class as usize];
+        let band = self.requests.node(slot).place().band();
+        flows.serve(flow, band, backend, cost);
+        flows.leave(flow, band);
+        let others: Vec<u32> = flows.queues(flow).filter(|&other| other != class).collect();
+        for other in others {
+            self.head_changed(now, other);
+        }
+    }
+}
