@@ -44,6 +44,17 @@ impl Account {
         }
     }
 
+    /// As it was given: `None` for no cap.
+    pub(super) fn declared_concurrency(&self) -> Option<u32> {
+        (self.concurrency < u32::MAX).then_some(self.concurrency)
+    }
+
+    /// Replaces the limits and the cap. What has been sent counts against the new ones too.
+    pub(super) fn set_quota(&mut self, now: Instant, limits: &[Limit], concurrency: Option<u32>) {
+        self.quota = self.quota.with_limits(now, limits, Margin::default());
+        self.concurrency = concurrency.unwrap_or(u32::MAX);
+    }
+
     #[inline]
     pub(super) fn is_full(&self) -> bool {
         self.in_flight >= self.concurrency
@@ -54,7 +65,7 @@ impl Account {
         if self.blocked.is_some() {
             return 0;
         }
-        (self.concurrency - self.in_flight).min(self.quota.headroom(now).max(1)) as usize
+        self.concurrency.saturating_sub(self.in_flight).min(self.quota.headroom(now).max(1)) as usize
     }
 
     #[inline]

@@ -223,6 +223,9 @@ impl Engine {
         } else if self.accounts[account as usize].cause() == Some(Cause::Concurrency) {
             self.unfill(now, account);
         }
+        if self.leaving > 0 {
+            self.note_gone(now, id);
+        }
         finished
     }
 
@@ -263,13 +266,18 @@ impl Engine {
         if self.winding_down {
             return self.given_up(now, slot, lease);
         }
+        self.put_back(now, slot, lease);
+        Finished::Again { failed: false }
+    }
+
+    /// A leased request waits again, at its old place; its attempt costs it none.
+    pub(super) fn put_back(&mut self, now: Instant, slot: u32, lease: u32) {
         let waits = self.waits_with(now, slot, lease);
         let history = self.requests.history_mut(slot);
         history.waits = waits;
         history.waiting_since = now;
         self.ledger.leased -= 1;
         self.enqueue(now, slot, true);
-        Finished::Again { failed: false }
     }
 
     fn failed(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {

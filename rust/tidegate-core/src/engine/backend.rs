@@ -2,6 +2,7 @@
 
 use super::BackendId;
 use super::account::Accounts;
+use super::eligibility::Presence;
 use super::lease::Timed;
 use super::request::Mark;
 use crate::limit::{Eligible, Limit};
@@ -70,6 +71,7 @@ impl Blocked {
 
 #[derive(Debug)]
 pub(super) struct Backend {
+    pub(super) presence: Presence,
     pub(super) accounts: Accounts,
     pub(super) timeout: Option<Span>,
     pub(super) weight: f64,
@@ -90,6 +92,7 @@ pub(super) struct Backend {
 impl Backend {
     pub(super) fn new(spec: &BackendSpec, accounts: Accounts) -> Backend {
         Backend {
+            presence: Presence::Here,
             accounts,
             timeout: spec.timeout,
             weight: spec.weight,
@@ -108,6 +111,8 @@ impl Backend {
 #[derive(Debug)]
 pub(super) struct BackendSet {
     pub(super) backends: Box<[u16]>,
+    /// Classes that wait for it.
+    pub(super) classes: u32,
     open: u32,
     /// Blocked by a limit. The others are at their concurrency cap.
     limited: u32,
@@ -121,7 +126,13 @@ impl BackendSet {
     /// With all of its backends open: those that are not are to be told by [`change`](BackendSet::change).
     pub(super) fn new(backends: Box<[u16]>, now: Instant) -> BackendSet {
         let open = backends.len() as u32;
-        BackendSet { backends, open, limited: 0, changed_at: now, limit: Span::ZERO, concurrency: Span::ZERO }
+        BackendSet { backends, classes: 0, open, limited: 0, changed_at: now, limit: Span::ZERO, concurrency: Span::ZERO }
+    }
+
+    /// One of other backends, all of them open, whose clocks go on from here.
+    pub(super) fn continued(&self, now: Instant, backends: Box<[u16]>) -> BackendSet {
+        let (limit, concurrency) = self.clocks(now);
+        BackendSet { limit, concurrency, ..BackendSet::new(backends, now) }
     }
 
     /// What blocked a backend of the set `before` now, and what does from now on.

@@ -72,6 +72,10 @@ impl Crew {
     pub(super) fn accounts_added(&mut self, concurrency: Option<u32>, count: u32) {
         self.most += concurrency.map_or(UNCAPPED, |cap| cap as usize * count as usize);
     }
+
+    pub(super) fn account_removed(&mut self, concurrency: Option<u32>) {
+        self.most -= concurrency.map_or(UNCAPPED, |cap| cap as usize);
+    }
 }
 
 impl Engine {

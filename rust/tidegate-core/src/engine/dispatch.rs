@@ -251,6 +251,9 @@ impl Engine {
         if leads {
             self.head_changed(now, class);
         }
+        if self.sets[self.classes[class as usize].set as usize].backends.is_empty() {
+            self.abort(now, slot, Ending::Unserved);
+        }
     }
 
     /// Takes a request out of its class.
@@ -282,11 +285,18 @@ impl Engine {
                 Some(key) => backend.waiting.set(class, key),
                 None => backend.waiting.remove(class),
             }
-            let ready = backend.accounts.blocked().is_none() && !backend.waiting.is_empty();
-            note_ready(&mut self.ready, id, ready);
-            if !backend.reserved.is_empty() {
-                self.lift_reservations(now, id);
-            }
+            self.head_changed_at(now, id);
+        }
+    }
+
+    /// A backend may have another least head, or none any more.
+    #[inline]
+    pub(super) fn head_changed_at(&mut self, now: Instant, id: u16) {
+        let backend = &self.backends[usize::from(id)];
+        let ready = backend.accounts.blocked().is_none() && !backend.waiting.is_empty();
+        note_ready(&mut self.ready, id, ready);
+        if !backend.reserved.is_empty() {
+            self.lift_reservations(now, id);
         }
     }
 

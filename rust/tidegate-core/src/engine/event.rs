@@ -25,6 +25,8 @@ pub enum Ending {
     Closed,
     /// Its last attempt timed out.
     Dead,
+    /// No backend is left that could serve it.
+    Unserved,
 }
 
 /// A request that ended without the shell having said so.
@@ -66,7 +68,7 @@ pub enum Action {
     },
 }
 
-/// A change of state of a limit.
+/// A change of state of a limit or a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -77,6 +79,11 @@ pub enum Event {
         backend: BackendId,
         /// Until when; one message goes first then.
         until: Instant,
+    },
+    /// Nothing runs any more on a backend that was removed.
+    BackendGone {
+        /// Which.
+        backend: BackendId,
     },
     /// The first message after a closure was accepted.
     LimitReopened {

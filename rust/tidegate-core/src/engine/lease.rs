@@ -154,6 +154,12 @@ impl Leases {
         (lease.live && self.id(index) == id).then_some(index)
     }
 
+    /// Those whose handlers run at a backend.
+    pub(super) fn running_on(&self, backend: u16) -> Vec<u32> {
+        let theirs = |(index, lease): (usize, &Lease)| (lease.live && lease.backend == backend).then_some(index as u32);
+        self.leases.iter().enumerate().filter_map(theirs).collect()
+    }
+
     #[inline]
     pub(super) fn get(&self, index: u32) -> &Lease {
         &self.leases[index as usize]

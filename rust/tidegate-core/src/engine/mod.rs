@@ -18,13 +18,14 @@ mod attempt;
 mod backend;
 mod crew;
 mod dispatch;
+mod eligibility;
 mod event;
 mod lease;
 mod request;
 mod share;
 mod status;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 
 pub use attempt::{Answer, Finished, Outcome, Recharge};
@@ -45,6 +46,7 @@ use crate::wheel::{TimerId, Wheel};
 use account::{Account, Accounts};
 use backend::{Backend, BackendSet};
 use crew::Crew;
+use eligibility::Named;
 use lease::Leases;
 use request::{Requests, State};
 use share::NO_FLOW;
@@ -132,6 +134,8 @@ enum Timer {
 struct Waiting {
     queue: Class,
     set: u32,
+    /// Which backends it may go to, as declared.
+    named: u32,
     cost: u32,
     /// Whose it is, under the fair order: then it exists as long as it has requests that have not ended, which are counted.
     flow: u32,
@@ -144,14 +148,15 @@ pub struct Engine {
     requests: Requests,
     leases: Leases,
     classes: Vec<Waiting>,
-    class_ids: HashMap<(u32, u32), ClassId>,
     /// Under the fair order.
     flows: Option<Box<Flows>>,
     free_classes: Vec<u32>,
     sets: Vec<BackendSet>,
-    set_ids: HashMap<Box<[u16]>, u32>,
+    named: Named,
     backends: Vec<Backend>,
     accounts: Vec<Account>,
+    /// Backends that were removed and on which something may still run.
+    leaving: u32,
     /// Bit `b % 64` of word `b / 64`: backend `b` is open and a class waits for it.
     ready: Vec<u64>,
     wheel: Wheel<Timer>,
@@ -185,13 +190,13 @@ impl Engine {
             requests: Requests::new(options.order.rule()),
             leases: Leases::default(),
             classes: Vec::new(),
-            class_ids: HashMap::new(),
             flows,
             free_classes: Vec::new(),
             sets: Vec::new(),
-            set_ids: HashMap::new(),
+            named: Named::default(),
             backends: Vec::new(),
             accounts: Vec::new(),
+            leaving: 0,
             ready: Vec::new(),
             wheel: Wheel::new(),
             budget: Budget::new(&options.retry, now),
@@ -214,11 +219,11 @@ impl Engine {
     /// Bytes that a waiting request takes here; one with a deadline or an earlier attempt takes more.
     pub const BYTES_PER_REQUEST: usize = Requests::bytes_each();
 
-    /// Adds a backend, open and with nothing used.
+    /// Adds a backend, open and with nothing used. What waits for any backend may go there too.
     ///
     /// # Panics
     /// When there are 65 535 of them.
-    pub fn add_backend(&mut self, spec: &BackendSpec) -> BackendId {
+    pub fn add_backend(&mut self, now: Instant, spec: &BackendSpec) -> BackendId {
         let id = u16::try_from(self.backends.len()).expect("at most 65535 backends");
         let accounts = match spec.spends {
             Spends::Own(count) => {
@@ -244,48 +249,8 @@ impl Engine {
         };
         self.backends.push(Backend::new(spec, accounts));
         self.ready.resize(self.backends.len().div_ceil(64), 0);
+        self.reassign(now);
         BackendId(id)
-    }
-
-    /// The class of requests that cost `cost` and may go to any of `backends`. Those that never admit the cost are left out.
-    ///
-    /// # Errors
-    /// When no backend is left.
-    pub fn class(&mut self, now: Instant, backends: &[BackendId], cost: u32) -> Result<ClassId, ClassError> {
-        let capacity =
-            |id: &BackendId| self.accounts[self.backends[usize::from(id.0)].accounts.all().start as usize].quota.capacity();
-        let mut fit: Vec<u16> = backends.iter().filter(|id| capacity(id) >= cost).map(|id| id.0).collect();
-        fit.sort_unstable();
-        fit.dedup();
-        if fit.is_empty() {
-            return Err(match backends.iter().map(capacity).max() {
-                None => ClassError::NoBackend,
-                Some(largest) => ClassError::CostExceedsBurst { cost, largest },
-            });
-        }
-        let set = self.set(now, fit.into_boxed_slice());
-        Ok(*self.class_ids.entry((set, cost)).or_insert_with(|| {
-            self.classes.push(Waiting { queue: Class::new(self.requests.rule()), set, cost, flow: NO_FLOW, pending: 0 });
-            ClassId((self.classes.len() - 1) as u32)
-        }))
-    }
-
-    fn set(&mut self, now: Instant, backends: Box<[u16]>) -> u32 {
-        if let Some(&set) = self.set_ids.get(&backends) {
-            return set;
-        }
-        let set = self.sets.len() as u32;
-        let mut clocks = BackendSet::new(backends.clone(), now);
-        for &id in &backends {
-            let backend = &mut self.backends[usize::from(id)];
-            backend.sets.push(set);
-            if let Some(cause) = backend.accounts.blocked() {
-                clocks.change(now, None, Some(cause));
-            }
-        }
-        self.sets.push(clocks);
-        self.set_ids.insert(backends, set);
-        set
     }
 
     /// Where requests take their places; producers on other threads share it.
@@ -500,7 +465,7 @@ impl Engine {
         match ending {
             Ending::Expired(_) => self.ledger.expired += 1,
             Ending::Cancelled | Ending::Closed => self.ledger.cancelled += 1,
-            Ending::Dead => self.ledger.dead += 1,
+            Ending::Dead | Ending::Unserved => self.ledger.dead += 1,
         }
         self.end_later(now, slot, ending, waits);
     }

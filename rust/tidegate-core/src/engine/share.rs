@@ -11,10 +11,11 @@ impl Engine {
     /// The class in which a request of `class` waits, and has its turn, as one of `flow`.
     pub(super) fn class_of_flow(&mut self, class: ClassId, flow: &str) -> u32 {
         let Some(flows) = &mut self.flows else { return class.0 };
-        let &Waiting { set, cost, .. } = &self.classes[class.0 as usize];
+        let &Waiting { set, named, cost, .. } = &self.classes[class.0 as usize];
         let flow = flows.flow(flow, set, &self.sets[set as usize].backends);
         let own = flows.queue(flow, cost).unwrap_or_else(|| {
-            let waiting = Waiting { queue: Class::default(), set, cost, flow, pending: 0 };
+            let waiting = Waiting { queue: Class::default(), set, named, cost, flow, pending: 0 };
+            self.sets[set as usize].classes += 1;
             let own = self.free_classes.pop().unwrap_or(self.classes.len() as u32);
             match self.classes.get_mut(own as usize) {
                 Some(place) => *place = waiting,
@@ -35,6 +36,7 @@ impl Engine {
         waiting.pending -= 1;
         if waiting.pending == 0 {
             flows.close(waiting.flow, class);
+            self.sets[waiting.set as usize].classes -= 1;
             self.free_classes.push(class);
         }
     }

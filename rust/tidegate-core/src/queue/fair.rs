@@ -88,11 +88,7 @@ impl Flows {
         if let Some(&(_, id)) = known {
             return id;
         }
-        for &lane in lanes {
-            while self.lanes.len() <= usize::from(lane) {
-                self.lanes.push(Box::new([Lane::default(); 256]));
-            }
-        }
+        self.make_lanes(lanes);
         let unit = self.units.get(name).copied().unwrap_or(UNIT as u64);
         let flow = Flow { name: name.into(), set, lanes: lanes.into(), unit, bands: Vec::new(), queues: Vec::new() };
         let id = self.free.pop().unwrap_or_else(|| {
@@ -103,6 +99,34 @@ impl Flows {
         self.ids.entry(name.into()).or_default().push((set, id));
         self.away += 1;
         id
+    }
+
+    /// A flow waits for other lanes from now on, `set` by number.
+    pub fn relane(&mut self, flow: u32, set: u32, others: &[u16]) {
+        self.make_lanes(others);
+        let Flows { flows, lanes, ids, .. } = self;
+        let id = flow;
+        let flow = flows[flow as usize].as_mut().expect("a flow with a queue is known");
+        let before = std::mem::replace(&mut flow.lanes, others.into());
+        for tag in &flow.bands {
+            for &lane in &before {
+                lanes[usize::from(lane)][usize::from(tag.band)].waiting -= tag.waiting;
+            }
+            for &lane in others {
+                lanes[usize::from(lane)][usize::from(tag.band)].waiting += tag.waiting;
+            }
+        }
+        flow.set = set;
+        for named in ids.get_mut(&flow.name).into_iter().flatten().filter(|named| named.1 == id) {
+            named.0 = set;
+        }
+    }
+
+    fn make_lanes(&mut self, lanes: &[u16]) {
+        let most = lanes.iter().max().map_or(0, |&lane| usize::from(lane) + 1);
+        while self.lanes.len() < most {
+            self.lanes.push(Box::new([Lane::default(); 256]));
+        }
     }
 
     fn get(&self, flow: u32) -> &Flow {
