@@ -12,7 +12,7 @@ use tidegate_core::engine::{
     Action, Answer, BackendId, BackendSpec, BackendState, ClassId, Ending, Engine, Event, Flags, Handle,
 };
 use tidegate_core::engine::{LeaseId, Leased, Outcome, Recharge, Stage, Submission};
-use tidegate_core::limit::Limit;
+use tidegate_core::limit::{Anchor, Limit};
 use tidegate_core::time::{Instant, Span};
 
 const ACCEPTED: Answer = Answer { status: Some(200), retry_after: None };
@@ -556,6 +556,54 @@ fn a_lost_reply_holds_back_its_own_units_only() {
     let (now, leased) = wait(&mut engine, at(121 * SECOND));
     assert_eq!(leased.request, next);
     assert!(now < at(122 * SECOND + 2 * MS));
+}
+
+/// A limit anchored at the finish starts its clock there, one anchored at the headers when they arrive; what an attempt sent before
+/// another message is finished, and what never left is charged to neither.
+#[test]
+fn the_clock_starts_at_the_anchor() {
+    let late = |amount, seconds| window(amount, seconds).anchored(Anchor::Finish);
+    let (mut engine, backend, class) = single(retry(1, Span::ZERO), &spec(&[late(2, 10), window(9, 5)], None));
+    let used = |engine: &Engine, now| engine.status(backend, now).limits().map(|usage| usage.used).collect::<Vec<_>>();
+    for _ in 0..4 {
+        submit(&mut engine, at(0), &plain(class));
+    }
+    let [first, second] = take_all(&mut engine, at(0))[..] else { panic!("two fit") };
+    engine.ack(at(SECOND), first.lease, ACCEPTED);
+    assert_eq!(used(&engine, at(7 * SECOND)), [2, 1], "the headers free nothing of the first limit");
+    engine.finish(at(8 * SECOND), first.lease, Outcome::Ok, ACCEPTED, false);
+    assert_eq!(used(&engine, at(17 * SECOND)), [2, 1]);
+    engine.finish(at(9 * SECOND), second.lease, Outcome::Neutral, Answer::default(), true);
+    assert_eq!(used(&engine, at(9 * SECOND)), [1, 0]);
+
+    let third = engine.take(at(9 * SECOND)).unwrap();
+    assert_eq!(engine.recharge(at(10 * SECOND), third.lease, 1), Recharge::Waits);
+    let wake = engine.next_wake().unwrap();
+    assert!(wake > at(18 * SECOND), "the first attempt's unit is free ten seconds after its finish");
+    engine.tick(wake);
+    assert_eq!(engine.pop_action(), Some(Action::Recharged { lease: third.lease }));
+    engine.finish(wake, third.lease, Outcome::Ok, ACCEPTED, false);
+    assert_eq!(used(&engine, at(19 * SECOND)), [2, 1]);
+    assert_eq!(used(&engine, at(21 * SECOND)), [1, 1]);
+    assert_eq!(used(&engine, wake + Span::from_secs(11)), [0, 0]);
+}
+
+/// An attempt that is given up while its handler runs counts as finished when the longest attempt so far would have been.
+#[test]
+fn an_attempt_given_up_is_taken_to_finish_as_late_as_any_has() {
+    let limit = window(1, 10).anchored(Anchor::Finish);
+    let (mut engine, backend, class) = single(retry(1, Span::ZERO), &spec(&[limit], None));
+    submit(&mut engine, at(0), &plain(class));
+    let slow = engine.take(at(0)).unwrap();
+    engine.ack(at(MS), slow.lease, ACCEPTED);
+    engine.finish(at(4 * SECOND), slow.lease, Outcome::Ok, ACCEPTED, false);
+    let given_up = submit(&mut engine, at(20 * SECOND), &plain(class));
+    let running = engine.take(at(20 * SECOND)).unwrap();
+    engine.ack(at(21 * SECOND), running.lease, ACCEPTED);
+    engine.cancel(at(22 * SECOND), given_up);
+    let used = |engine: &Engine, now| engine.status(backend, now).limits().next().unwrap().used;
+    assert_eq!(used(&engine, at(36 * SECOND)), 1);
+    assert_eq!(used(&engine, at(37 * SECOND)), 0);
 }
 
 fn states(engine: &mut Engine) -> Vec<Event> {

@@ -123,6 +123,7 @@ impl Engine {
             return Recharge::Never(capacity);
         }
         self.answered(now, index, false, None);
+        self.completed(now, now, index);
         self.backends[usize::from(id)].recharges.push_back((lease, cost));
         let waited = self.actions.len();
         self.block_for_recharge(now, id);
@@ -165,6 +166,7 @@ impl Engine {
             return;
         }
         lease.unacked -= cost;
+        lease.unfinished -= cost;
         let (id, sent_at) = (lease.backend, lease.sent_at);
         self.backends[usize::from(id)].quota.refund(sent_at, cost);
         if let Some(Blocked { cause: Cause::Limit, .. }) = self.backends[usize::from(id)].blocked {
@@ -185,7 +187,9 @@ impl Engine {
         let running = self.leases.get(index);
         if unsent && running.unacked > 0 {
             let (sent_at, unacked) = (running.sent_at, running.unacked);
-            self.leases.get_mut(index).unacked = 0;
+            let lease = self.leases.get_mut(index);
+            lease.unacked = 0;
+            lease.unfinished -= unacked;
             let quota = &mut self.backends[usize::from(id)].quota;
             quota.refund(sent_at, unacked);
             self.limit_changed(now, id);
@@ -199,6 +203,7 @@ impl Engine {
         } else {
             self.unanswered(now, index);
         }
+        self.completed(now, now, index);
         let rejected = self.leases.get(index).rejected;
         self.leases.remove_timed(&mut self.backends[usize::from(id)].timed, index);
         let finished = match request {
@@ -366,6 +371,8 @@ impl Engine {
         let lease = self.leases.id(index);
         let dropped = self.drop_recharges(id, lease);
         self.unanswered(now, index);
+        let longest = self.backends[usize::from(id)].longest_latency;
+        self.completed(now, now + longest, index);
         if dropped {
             self.reopen(now, id);
         }
@@ -418,8 +425,24 @@ impl Engine {
         }
         let (id, sent_at) = (lease.backend, lease.sent_at);
         let backend = &mut self.backends[usize::from(id)];
-        backend.quota.ack(now + backend.longest_latency, unacked);
+        let counted_by = now + backend.longest_latency;
+        backend.quota.ack(counted_by, unacked);
         backend.quota.unanswered(sent_at);
+        self.completed(now, counted_by, index);
+        self.limit_changed(now, id);
+    }
+
+    /// What an attempt sent is over, counted by `at`: the clocks that are anchored at the finish start.
+    #[inline]
+    fn completed(&mut self, now: Instant, at: Instant, index: u32) {
+        let lease = self.leases.get_mut(index);
+        let (id, started_at, unfinished) = (lease.backend, lease.started_at, std::mem::take(&mut lease.unfinished));
+        let backend = &mut self.backends[usize::from(id)];
+        if unfinished == 0 || !backend.quota.waits_for_finish() {
+            return;
+        }
+        backend.longest_latency = backend.longest_latency.max(now.since(started_at));
+        backend.quota.finish(at, unfinished);
         self.limit_changed(now, id);
     }
 
@@ -454,6 +477,7 @@ impl Engine {
             if let Some(index) = self.leases.find(lease) {
                 let lease = self.leases.get_mut(index);
                 lease.unacked += cost;
+                lease.unfinished += cost;
                 lease.sent_at = now;
                 lease.rejected = false;
             }

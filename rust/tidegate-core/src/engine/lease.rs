@@ -29,6 +29,8 @@ pub(super) struct Lease {
     pub(super) backend: u16,
     /// Units sent and not yet acknowledged.
     pub(super) unacked: u32,
+    /// Units sent that limits anchored at the finish still wait for.
+    pub(super) unfinished: u32,
     /// The server has rejected the last message of this attempt: counted once.
     pub(super) rejected: bool,
     pub(super) started_at: Instant,
@@ -78,6 +80,7 @@ impl Leases {
             live: true,
             backend,
             unacked: cost,
+            unfinished: cost,
             rejected: false,
             started_at: now,
             sent_at: now,

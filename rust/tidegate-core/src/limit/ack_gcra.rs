@@ -49,6 +49,14 @@ impl AckGcra {
         }
     }
 
+    /// The same with nothing left at `now` and `in_flight` units on their way.
+    #[must_use]
+    pub(super) fn emptied(mut self, now: Instant, in_flight: u32) -> AckGcra {
+        self.tat = now + self.interval.times(u64::from(self.burst));
+        self.send(now, in_flight);
+        self
+    }
+
     /// The TAT after units that were due at `tat` are joined by `units` that arrive at `arrival`.
     #[inline]
     fn advance(&self, tat: Instant, arrival: Instant, units: u32) -> Instant {
@@ -141,6 +149,10 @@ impl Policy for AckGcra {
 
     fn capacity(&self) -> u32 {
         self.burst
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.pending - self.arrivals.iter().map(|(_, units)| units).sum::<u32>()
     }
 }
 
