@@ -404,6 +404,10 @@ impl Engine {
         let event = if was_rejected {
             None
         } else if rejection {
+            if let Some(step) = backend.quota.climb(now, sent_at) {
+                self.push_event(Event::LimitStepped { backend: BackendId(id), step });
+            }
+            let backend = &mut self.backends[usize::from(id)];
             let is_closed = matches!(backend.quota.gate(now), GateState::Closed(_));
             let closed = backend.quota.rejected(now, sent_at, retry_after).filter(|_| !is_closed);
             closed.map(|until| Event::LimitClosed { backend: BackendId(id), until })

@@ -79,8 +79,8 @@ pub struct Quota {
     /// Some limit's clock starts at the end of an attempt.
     late: bool,
     gate: Gate,
-    /// When a limit last took a step.
-    stepped: Option<Instant>,
+    /// When a limit last took a step, and which.
+    stepped: Option<(Instant, usize)>,
     margin: Margin,
 }
 
@@ -183,22 +183,23 @@ impl Quota {
     }
 
     /// The server rejected the message sent at `sent`: closes the gate, as told at `now`, for `retry_after`, else for the period of
-    /// the limit that is to blame: the shortest whose kind is a guess, or the shortest of all; 1 s without limits. Returns the end of
-    /// the closure if that moved.
+    /// the limit that is to blame: the one that last took a step, else the shortest; 1 s without limits. Returns the end of the closure
+    /// if that moved.
     ///
     /// Never shortens a closure. A rejection of a message that was sent before an accepted probe is old news, and ignored.
     pub fn rejected(&mut self, now: Instant, sent: Instant, retry_after: Option<Span>) -> Option<Instant> {
-        let untold = || self.suspect().map_or(UNTOLD, |index| self.limits[index].period());
+        let blamed = || self.stepped.map(|(_, index)| index).or_else(|| self.suspect());
+        let untold = || blamed().map_or(UNTOLD, |index| self.limits[index].period());
         self.gate.rejected(now, sent, retry_after.unwrap_or_else(untold))
     }
 
-    /// Which limit a rejection is put down to: the shortest that can still climb, else the shortest guess, else the shortest.
+    /// Which limit a rejection is put down to: the shortest that can still climb, else the shortest.
     fn suspect(&self) -> Option<usize> {
-        let trust = |&index: &usize| {
-            let guessed = self.limits[index].is_guessed();
-            (!(guessed && above(self.rungs[index]).is_some()), !guessed, self.limits[index].period())
-        };
-        (0..self.limits.len()).min_by_key(trust)
+        (0..self.limits.len()).min_by_key(|&index| (self.next_rung(index).is_none(), self.limits[index].period()))
+    }
+
+    fn next_rung(&self, index: usize) -> Option<Kind> {
+        above(self.rungs[index]).filter(|_| self.limits[index].is_guessed())
     }
 
     /// The server rejected a message, sent at `sent`, although it conformed: the shortest limit whose kind is a guess is treated as
@@ -207,17 +208,16 @@ impl Quota {
     /// What was sent before the last step, or at that instant, did not conform to what came of it: no step. Nor is there one when all
     /// kinds were named, or have climbed as far as they can.
     pub fn climb(&mut self, now: Instant, sent: Instant) -> Option<Step> {
-        if self.stepped.is_some_and(|stepped| sent <= stepped) {
+        if self.stepped.is_some_and(|(stepped, _)| sent <= stepped) {
             return None;
         }
         let index = self.suspect()?;
-        let (limit, from) = (&self.limits[index], self.rungs[index]);
-        let to = above(from).filter(|_| limit.is_guessed())?;
+        let (limit, from, to) = (&self.limits[index], self.rungs[index], self.next_rung(index)?);
         let state = &mut self.states[index];
         let used = state.used(now);
         *state = State::on_rung(to, limit, self.margin, now, state.in_flight());
         self.rungs[index] = to;
-        self.stepped = Some(now);
+        self.stepped = Some((now, index));
         Some(Step { limit: index as u16, from, to, used })
     }
 
