@@ -142,8 +142,16 @@ fn run(
 fn limit() -> impl Strategy<Value = Limit> {
     let amount = prop_oneof![8 => 1u32..12, 2 => 12u32..200, 1 => 4097u32..100_000];
     let period = prop_oneof![1u64..50, MS..20 * MS, SECOND..10 * SECOND].prop_map(Span::from_nanos);
-    (any::<bool>(), amount, period, 1u32..12).prop_map(|(window, amount, period, burst)| {
-        if window { Limit::window(amount, period) } else { Limit::bucket(amount, period, burst) }.unwrap()
+    (0u8..9, amount, period, 1u32..12, any::<u64>()).prop_map(|(kind, amount, period, burst, boundary)| {
+        match kind {
+            0..3 => Limit::window(amount, period),
+            3..5 => Limit::bucket(amount, period, burst),
+            5 => Limit::aligned(amount, period, at(boundary), Span::from_nanos(boundary % 2 * MS)),
+            6 => Limit::leaky(amount, period),
+            7 => Limit::counter(amount, period),
+            _ => Limit::unknown(amount, period),
+        }
+        .unwrap()
     })
 }
 
@@ -188,7 +196,9 @@ proptest! {
         let mut quota = Quota::new(&limits, margin);
         let mut servers: Vec<Server> = limits.iter().zip(which).map(|(limit, which)| Server::of(limit, which, phase)).collect();
         let longest = (stretch * limits[0].period().as_nanos() as f64) as u64;
-        let messages = shares.iter().map(|shares| scaled(shares, quota.capacity(), longest)).collect::<Vec<_>>();
+        // A larger cost would go alone, whatever the server thinks of it.
+        let most = quota.headroom(Instant::ORIGIN);
+        let messages = shares.iter().map(|shares| scaled(shares, most, longest)).collect::<Vec<_>>();
         let outcome = run(&mut quota, &mut servers, |now| now, messages, longest, u64::MAX);
         prop_assert_eq!(outcome.rejected, 0);
         prop_assert_eq!(outcome.sent, shares.len());

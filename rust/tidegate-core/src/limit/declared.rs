@@ -231,6 +231,11 @@ impl Margin {
         self.ppm
     }
 
+    /// The same with periods another `ppm` millionths longer.
+    pub(super) fn slower(self, ppm: u32) -> Margin {
+        Margin { ppm: self.ppm.saturating_add(ppm), ..self }
+    }
+
     /// `period` until a window's unit is free again: longer by the floor or the drift, whichever is more.
     pub(super) fn hold(self, period: Span) -> Span {
         let drift = u128::from(period.as_nanos()) * u128::from(self.ppm);

@@ -7,6 +7,7 @@
 
 mod ack_gcra;
 mod ack_window;
+pub mod bound;
 mod declared;
 mod gate;
 mod occupancy;

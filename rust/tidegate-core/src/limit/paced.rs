@@ -3,9 +3,6 @@
 use super::{AckGcra, Eligible, Margin, Policy};
 use crate::time::{Instant, Span};
 
-/// By how many millionths a paced period is stretched on top of the margin, for servers that weigh in whole numbers.
-const SLOWER_PPM: u32 = 2_000;
-
 /// `amount` units per `period`, paced so evenly that a sliding-window counter admits them.
 ///
 /// Such a counter estimates the last `period` as its previous window, weighed by how much of it is still within reach, plus its
@@ -26,11 +23,14 @@ pub struct Paced {
 }
 
 impl Paced {
+    /// By how many millionths the period is stretched on top of the margin, for servers that weigh in whole numbers.
+    pub(super) const SLOWER_PPM: u32 = 2_000;
+
     /// Nothing is due yet. `amount` and `period` are those of the server, at least 1; `reach` is how long messages usually are in
     /// flight.
     pub fn new(amount: u32, period: Span, reach: Span, margin: Margin) -> Paced {
         let extra = Paced::extra(amount, period, reach);
-        let margin = Margin::new(margin.floor(), margin.ppm() + SLOWER_PPM);
+        let margin = margin.slower(Paced::SLOWER_PPM);
         let bucket = AckGcra::new(amount - extra, period, 1 + extra, margin);
         Paced { bucket, burst: 1 + extra, capacity: amount }
     }
@@ -38,7 +38,7 @@ impl Paced {
     /// One message at a time, each an emission interval after the headers of the last: what every server that lets `amount` through in
     /// `period` admits, at the price of a round trip a message.
     pub fn single(amount: u32, period: Span, margin: Margin) -> Paced {
-        let margin = Margin::new(margin.floor(), margin.ppm() + SLOWER_PPM);
+        let margin = margin.slower(Paced::SLOWER_PPM);
         Paced { bucket: AckGcra::new(amount, period, 1, margin), burst: 1, capacity: amount }
     }
 

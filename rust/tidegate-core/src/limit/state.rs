@@ -44,7 +44,7 @@ impl State {
 }
 
 /// Of a short period, a round trip would take all; of those a quarter is spared at most.
-fn reach(period: Span) -> Span {
+pub(super) fn reach(period: Span) -> Span {
     REACH.min(Span::from_nanos(period.as_nanos() / 4))
 }
 
