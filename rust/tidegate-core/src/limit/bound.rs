@@ -59,6 +59,41 @@ pub fn reachable(limit: &Limit, margin: Margin, round_trip: Span, horizon: Span)
     }
 }
 
+/// The least of [`allowed`] over several limits at once, but for aligned windows: of these, every long one also lets through no more than the
+/// short ones do that overlap it.
+pub fn allowed_by_all(limits: &[Limit], horizon: Span) -> Option<u64> {
+    let least = limits.iter().map(|limit| allowed(limit, horizon)).min()?;
+    let nested = |long: &Limit| limits.iter().map(|short| nested(long, short, Span::ZERO, horizon)).min();
+    let aligned = limits.iter().all(|limit| limit.kind() == Kind::Aligned);
+    Some(if aligned { limits.iter().filter_map(nested).fold(least, u64::min) } else { least })
+}
+
+/// The least of [`reachable`] over several limits at once, with the same exception.
+pub fn reachable_by_all(limits: &[Limit], margin: Margin, round_trip: Span, horizon: Span) -> Option<u64> {
+    let least = limits.iter().map(|limit| reachable(limit, margin, round_trip, horizon)).min()?;
+    Some(
+        allowed_by_all(limits, horizon)
+            .filter(|_| limits.iter().all(|limit| limit.kind() == Kind::Aligned))
+            .map_or(least, |all| all.min(least)),
+    )
+}
+
+/// Units of `long`, window by window, when each is also limited by the windows of `short` that overlap it.
+fn nested(long: &Limit, short: &Limit, late: Span, horizon: Span) -> u64 {
+    let begun = |limit: &Limit, by: Span| boundaries(limit, late, by);
+    let (period, phase) = (long.period(), long.boundary().0.since(Instant::ORIGIN).as_nanos() % long.period().as_nanos());
+    let mut units = 0;
+    let mut start = Span::ZERO;
+    while start <= horizon {
+        let next = if start == Span::ZERO && phase > 0 { Span::from_nanos(phase) } else { start + period };
+        let last = horizon.min(next - Span::from_nanos(1));
+        let overlapping = begun(short, last) - begun(short, start) + 1;
+        units += u64::from(long.amount()).min(u64::from(short.amount()).saturating_mul(overlapping));
+        start = next;
+    }
+    units
+}
+
 /// `amount` at once, and again after every `period`.
 fn windows(amount: u32, period: Span, horizon: Span) -> u64 {
     u64::from(amount) * (horizon.as_nanos() / period.as_nanos() + 1)
@@ -100,6 +135,22 @@ mod tests {
         ] {
             assert_eq!(allowed(&limit.unwrap(), horizon), units, "{limit:?}");
         }
+    }
+
+    #[test]
+    fn long_windows_hold_no_more_than_the_short_ones_that_overlap_them() {
+        let minute = |count: u64| Span::from_secs(60 * count);
+        let aligned = |amount, period, at: u64| {
+            Limit::aligned(amount, period, Instant::from_nanos(at * 1_000_000_000), Span::ZERO).unwrap()
+        };
+        // Until the first hour begins after ten and a half minutes, there are twelve windows of a minute, both ends included.
+        let limits = [aligned(100, minute(1), 15), aligned(3000, minute(60), 630)];
+        let horizon = minute(60) + Span::from_secs(629);
+        assert_eq!(allowed_by_all(&limits, horizon), Some(1200 + 3000));
+        assert_eq!(allowed_by_all(&limits, horizon + SECOND), Some(1200 + 3000 + 100));
+        assert_eq!(allowed_by_all(&[], horizon), None);
+        let windows = [Limit::window(100, minute(1)).unwrap(), Limit::window(3000, minute(60)).unwrap()];
+        assert_eq!(allowed_by_all(&windows, minute(10)), Some(1100));
     }
 
     #[test]
