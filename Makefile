@@ -18,7 +18,7 @@ unexport CONDA_PREFIX
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test build lint format bench instructions prove clean rust-test python-test
+.PHONY: help demo test build lint format bench conformance instructions prove clean rust-test python-test
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ format: $(TOOLS) ## Format Rust and Python
 
 bench: build ## Measure against peers in the same run; prints a table with goals
 	$(BIN)/python bench
+
+conformance: ## Try every kind of limit against every kind of server, in virtual time; kept as docs/conformance.md
+	cargo run --quiet --release --package tidegate-core --locked --example conformance > docs/conformance.md
+	@grep -E 'cells' docs/conformance.md
 
 instructions: build ## Count instructions a request, with valgrind
 	PYTHON=$(BIN)/python bench/instructions.sh

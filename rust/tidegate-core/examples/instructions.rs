@@ -44,7 +44,7 @@ impl Load {
             timeout: Some(Span::from_secs(60)),
             weight: 1.0,
         };
-        let ids: Vec<BackendId> = (0..backends).map(|_| engine.add_backend(&spec)).collect();
+        let ids: Vec<BackendId> = (0..backends).map(|_| engine.add_backend(Instant::ORIGIN, &spec)).collect();
         let class = engine.class(now, &ids, 1).expect("the backends admit a cost of 1");
         Load { engine, class, now }
     }

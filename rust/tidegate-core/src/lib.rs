@@ -15,5 +15,6 @@ pub mod queue;
 pub mod retry;
 pub mod retry_after;
 pub mod route;
+pub mod sim;
 pub mod time;
 pub mod wheel;

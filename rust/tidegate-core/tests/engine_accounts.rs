@@ -25,7 +25,7 @@ fn shared(with: BackendId, limits: &[Limit], concurrency: Option<u32>) -> Backen
 
 fn of(specs: &[BackendSpec]) -> (Engine, Vec<BackendId>) {
     let mut engine = engine(retry(1, Span::ZERO));
-    let backends = specs.iter().map(|spec| engine.add_backend(spec)).collect();
+    let backends = specs.iter().map(|spec| engine.add_backend(Instant::ORIGIN, spec)).collect();
     (engine, backends)
 }
 
@@ -188,13 +188,13 @@ proptest! {
             let limits: Vec<Limit> = limits.iter().map(|&(amount, seconds)| window(amount, seconds)).collect();
             if *count == 0 && !theirs.is_empty() {
                 theirs.push(theirs[0].clone());
-                engine.add_backend(&shared(BackendId(0), &limits, Some(*concurrency)));
+                engine.add_backend(Instant::ORIGIN, &shared(BackendId(0), &limits, Some(*concurrency)));
             } else {
                 let count = (*count).max(1);
                 theirs.push(model.len()..model.len() + count as usize);
                 let account = || Account { quota: Quota::new(&limits, Margin::default()), concurrency: *concurrency as usize, running: 0 };
                 model.extend(std::iter::repeat_with(account).take(count as usize));
-                engine.add_backend(&own(count, &limits, Some(*concurrency)));
+                engine.add_backend(Instant::ORIGIN, &own(count, &limits, Some(*concurrency)));
             }
         }
         let classes: Vec<ClassId> = (0..specs.len()).map(|id| class(&mut engine, &[BackendId(id as u16)], 1)).collect();

@@ -54,7 +54,7 @@ proptest! {
         let named: Vec<(&str, f64)> = NAMES.into_iter().zip(weights.iter().copied()).collect();
         let mut engine = engine_in_order(fair(&named), retry(1, Span::ZERO));
         let limit = Limit::bucket(10, Span::from_secs(1), 5).unwrap();
-        let backend = engine.add_backend(&spec(&[limit], None));
+        let backend = engine.add_backend(Instant::ORIGIN, &spec(&[limit], None));
         let classes: Vec<_> = (1..6).map(|cost| engine.class(at(0), &[backend], cost).unwrap()).collect();
         let mut now = at(0);
         let mut waiting: Vec<(Handle, usize, u32)> = Vec::new();
@@ -106,7 +106,7 @@ proptest! {
 /// One backend that admits a request each tenth of a second, and requests by flow in this order.
 fn queue(order: Order, flows: &[&'static str]) -> (Engine, Vec<(Handle, &'static str)>) {
     let mut engine = engine_in_order(order, retry(1, Span::ZERO));
-    let backend = engine.add_backend(&spec(&[Limit::bucket(10, Span::from_secs(1), 1).unwrap()], None));
+    let backend = engine.add_backend(Instant::ORIGIN, &spec(&[Limit::bucket(10, Span::from_secs(1), 1).unwrap()], None));
     let class = engine.class(at(0), &[backend], 1).unwrap();
     let submitted = flows.iter().map(|&flow| (submit(&mut engine, at(0), &Submission { flow, ..plain(class) }), flow));
     let submitted = submitted.collect();
@@ -162,8 +162,8 @@ fn a_flow_that_was_away_neither_saved_up_nor_owes() {
 #[test]
 fn a_slow_backend_does_not_favour_who_came_first() {
     let mut engine = engine_in_order(fair(&[]), retry(1, Span::ZERO));
-    let slow = engine.add_backend(&spec(&[Limit::bucket(1, Span::from_secs(1), 1).unwrap()], None));
-    let fast = engine.add_backend(&spec(&[Limit::bucket(1000, Span::from_secs(1), 100).unwrap()], None));
+    let slow = engine.add_backend(Instant::ORIGIN, &spec(&[Limit::bucket(1, Span::from_secs(1), 1).unwrap()], None));
+    let fast = engine.add_backend(Instant::ORIGIN, &spec(&[Limit::bucket(1000, Span::from_secs(1), 100).unwrap()], None));
     let [at_slow, at_fast] = [slow, fast].map(|backend| engine.class(at(0), &[backend], 1).unwrap());
     let first = Submission { flow: "first", ..plain(at_slow) };
     for _ in 0..100 {

@@ -112,7 +112,7 @@ enum Op {
 impl Run {
     fn new(specs: Vec<BackendSpec>, classes: &[(u8, u32)], retry: Retry) -> Run {
         let mut engine = Engine::new(&Options { capacity: 64, order: Order::Strict, retry, seed: 5 }, Instant::ORIGIN);
-        let backends: Vec<BackendId> = specs.iter().map(|spec| engine.add_backend(spec)).collect();
+        let backends: Vec<BackendId> = specs.iter().map(|spec| engine.add_backend(Instant::ORIGIN, spec)).collect();
         let mut run = Run {
             engine,
             closed: vec![false; specs.len()],
@@ -420,6 +420,7 @@ impl Run {
                     prop_assert!(request.flags.once || request.failed >= self.most_attempts);
                     request.state = State::Dead;
                 }
+                Ending::Unserved => prop_assert!(false, "no backend goes here"),
             }
         }
         while let Some(event) = self.engine.pop_event() {
@@ -670,8 +671,8 @@ fn close_ends_all_but_values() {
 #[test]
 fn waits_name_what_the_request_waited_for() {
     let mut engine = common::engine(NEVER);
-    let limited = engine.add_backend(&spec(&[Limit::window(1, Span::from_secs(10)).unwrap()], None));
-    let capped = engine.add_backend(&spec(&[], Some(1)));
+    let limited = engine.add_backend(Instant::ORIGIN, &spec(&[Limit::window(1, Span::from_secs(10)).unwrap()], None));
+    let capped = engine.add_backend(Instant::ORIGIN, &spec(&[], Some(1)));
     let class = engine.class(at(0), &[limited, capped], 1).unwrap();
     let requests: Vec<Handle> = (0..3).map(|_| submit(&mut engine, at(0), &common::plain(class))).collect();
     let leases = take_all(&mut engine, at(0));

@@ -330,7 +330,7 @@ impl Pair {
     /// first is for any backend.
     fn new(order: Order, specs: &[BackendSpec], wanted: &[(u8, u32)]) -> Pair {
         let mut engine = engine_in_order(order.clone(), retry(u32::MAX, Span::ZERO));
-        let backends: Vec<_> = specs.iter().map(|spec| engine.add_backend(spec)).collect();
+        let backends: Vec<_> = specs.iter().map(|spec| engine.add_backend(Instant::ORIGIN, spec)).collect();
         let site = |spec: &BackendSpec| Site {
             quota: Quota::new(&spec.limits, Margin::default()),
             concurrency: spec.concurrency.map_or(usize::MAX, |cap| cap as usize),

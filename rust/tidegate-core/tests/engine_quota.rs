@@ -12,7 +12,7 @@ use tidegate_core::engine::{
     Action, Answer, BackendId, BackendSpec, BackendState, ClassId, Ending, Engine, Event, Flags, Handle,
 };
 use tidegate_core::engine::{LeaseId, Leased, Outcome, Recharge, Stage, Submission};
-use tidegate_core::limit::Limit;
+use tidegate_core::limit::{Anchor, Kind, Limit, Step};
 use tidegate_core::time::{Instant, Span};
 
 const ACCEPTED: Answer = Answer { status: Some(200), retry_after: None };
@@ -107,7 +107,7 @@ struct World {
 impl World {
     fn new(specs: &[BackendSpec], classes: &[(u8, u32)], which: u8, weather: Weather) -> World {
         let mut engine = engine(retry(3, Span::from_millis(100)));
-        let backends: Vec<BackendId> = specs.iter().map(|spec| engine.add_backend(spec)).collect();
+        let backends: Vec<BackendId> = specs.iter().map(|spec| engine.add_backend(Instant::ORIGIN, spec)).collect();
         let mut known = Vec::new();
         for &(bits, cost) in classes {
             let chosen: Vec<BackendId> = backends.iter().copied().filter(|id| bits >> id.0 & 1 == 1).collect();
@@ -459,8 +459,8 @@ fn a_hopeless_head_expires_before_it_costs_a_permit() {
 #[test]
 fn a_reservation_makes_no_other_request_hopeless() {
     let mut engine = engine(retry(1, Span::ZERO));
-    let kept = engine.add_backend(&spec(&[window(2, 10)], None));
-    let used = engine.add_backend(&spec(&[window(1, 100)], None));
+    let kept = engine.add_backend(Instant::ORIGIN, &spec(&[window(2, 10)], None));
+    let used = engine.add_backend(Instant::ORIGIN, &spec(&[window(1, 100)], None));
     let large = engine.class(at(0), &[kept], 2).unwrap();
     let [on_kept, on_used, either] = [&[kept][..], &[used], &[kept, used]].map(|set| engine.class(at(0), set, 1).unwrap());
     for class in [on_kept, on_used] {
@@ -558,6 +558,54 @@ fn a_lost_reply_holds_back_its_own_units_only() {
     assert!(now < at(122 * SECOND + 2 * MS));
 }
 
+/// A limit anchored at the finish starts its clock there, one anchored at the headers when they arrive; what an attempt sent before
+/// another message is finished, and what never left is charged to neither.
+#[test]
+fn the_clock_starts_at_the_anchor() {
+    let late = |amount, seconds| window(amount, seconds).anchored(Anchor::Finish);
+    let (mut engine, backend, class) = single(retry(1, Span::ZERO), &spec(&[late(2, 10), window(9, 5)], None));
+    let used = |engine: &Engine, now| engine.status(backend, now).limits().map(|(_, usage)| usage.used).collect::<Vec<_>>();
+    for _ in 0..4 {
+        submit(&mut engine, at(0), &plain(class));
+    }
+    let [first, second] = take_all(&mut engine, at(0))[..] else { panic!("two fit") };
+    engine.ack(at(SECOND), first.lease, ACCEPTED);
+    assert_eq!(used(&engine, at(7 * SECOND)), [2, 1], "the headers free nothing of the first limit");
+    engine.finish(at(8 * SECOND), first.lease, Outcome::Ok, ACCEPTED, false);
+    assert_eq!(used(&engine, at(17 * SECOND)), [2, 1]);
+    engine.finish(at(9 * SECOND), second.lease, Outcome::Neutral, Answer::default(), true);
+    assert_eq!(used(&engine, at(9 * SECOND)), [1, 0]);
+
+    let third = engine.take(at(9 * SECOND)).unwrap();
+    assert_eq!(engine.recharge(at(10 * SECOND), third.lease, 1), Recharge::Waits);
+    let wake = engine.next_wake().unwrap();
+    assert!(wake > at(18 * SECOND), "the first attempt's unit is free ten seconds after its finish");
+    engine.tick(wake);
+    assert_eq!(engine.pop_action(), Some(Action::Recharged { lease: third.lease }));
+    engine.finish(wake, third.lease, Outcome::Ok, ACCEPTED, false);
+    assert_eq!(used(&engine, at(19 * SECOND)), [2, 1]);
+    assert_eq!(used(&engine, at(21 * SECOND)), [1, 1]);
+    assert_eq!(used(&engine, wake + Span::from_secs(11)), [0, 0]);
+}
+
+/// An attempt that is given up while its handler runs counts as finished when the longest attempt so far would have been.
+#[test]
+fn an_attempt_given_up_is_taken_to_finish_as_late_as_any_has() {
+    let limit = window(1, 10).anchored(Anchor::Finish);
+    let (mut engine, backend, class) = single(retry(1, Span::ZERO), &spec(&[limit], None));
+    submit(&mut engine, at(0), &plain(class));
+    let slow = engine.take(at(0)).unwrap();
+    engine.ack(at(MS), slow.lease, ACCEPTED);
+    engine.finish(at(4 * SECOND), slow.lease, Outcome::Ok, ACCEPTED, false);
+    let given_up = submit(&mut engine, at(20 * SECOND), &plain(class));
+    let running = engine.take(at(20 * SECOND)).unwrap();
+    engine.ack(at(21 * SECOND), running.lease, ACCEPTED);
+    engine.cancel(at(22 * SECOND), given_up);
+    let used = |engine: &Engine, now| engine.status(backend, now).limits().next().unwrap().1.used;
+    assert_eq!(used(&engine, at(36 * SECOND)), 1);
+    assert_eq!(used(&engine, at(37 * SECOND)), 0);
+}
+
 fn states(engine: &mut Engine) -> Vec<Event> {
     std::iter::from_fn(|| engine.pop_event()).collect()
 }
@@ -600,6 +648,107 @@ fn a_closed_limit_reopens_by_one_probe() {
     engine.ack(at(49 * SECOND), probes[0].lease, FAILED);
     assert_eq!(states(&mut engine), [Event::LimitReopened { backend }]);
     assert_eq!(take_all(&mut engine, at(49 * SECOND)).len(), 5);
+}
+
+fn guess(amount: u32, seconds: u64) -> Limit {
+    window(amount, seconds).guessed()
+}
+
+/// Ends an attempt as rejected, without a word on when to come back; the steps that are taken for it.
+fn reject(engine: &mut Engine, now: Instant, lease: LeaseId) -> Vec<(u16, Kind, Kind)> {
+    engine.finish(now, lease, Outcome::Limited, REJECTED, false);
+    let step = |event: Event| match event {
+        Event::LimitStepped { step, .. } => Some((step.limit, step.from, step.to)),
+        _ => None,
+    };
+    states(engine).into_iter().filter_map(step).collect()
+}
+
+/// A limit whose kind is a guess is treated as a stricter one at each rejection of what was sent since the last such step, until there is
+/// none left. Each time it is closed for a period, and one attempt goes first.
+#[test]
+fn a_guess_climbs_by_one_rung_a_rejection() {
+    let (mut engine, backend, class) = single(retry(9, Span::ZERO), &spec(&[guess(10, 4)], None));
+    for _ in 0..30 {
+        submit(&mut engine, at(0), &plain(class));
+    }
+    let leased = take_all(&mut engine, at(0));
+    assert_eq!(leased.len(), 10);
+    engine.finish(at(MS), leased[0].lease, Outcome::Ok, ACCEPTED, false);
+    let used = 9 + 1;
+    engine.finish(at(2 * MS), leased[1].lease, Outcome::Limited, REJECTED, false);
+    let step = Step { limit: 0, from: Kind::Window, to: Kind::Unknown, used };
+    let closed = |from: u64| Event::LimitClosed { backend, until: at(from + 4 * SECOND) };
+    assert_eq!(states(&mut engine), [Event::LimitStepped { backend, step }, closed(2 * MS)]);
+    for leased in &leased[2..] {
+        assert_eq!(reject(&mut engine, at(3 * MS), leased.lease), [], "it was sent before the step");
+    }
+    let treated_as = |engine: &Engine| engine.status(backend, at(0)).limits().next().unwrap().1.treated_as;
+    assert_eq!(treated_as(&engine), Kind::Unknown);
+
+    let (mut now, mut probe) = wait(&mut engine, at(3 * MS));
+    assert!(now >= at(4 * SECOND + 3 * MS));
+    for (from, to) in [(Kind::Unknown, Kind::Counter), (Kind::Counter, Kind::Leaky)] {
+        assert!(engine.take(now).is_none(), "the probe is out");
+        assert_eq!(reject(&mut engine, now, probe.lease), [(0, from, to)]);
+        assert_eq!(treated_as(&engine), to);
+        (now, probe) = wait(&mut engine, now);
+    }
+    assert_eq!(reject(&mut engine, now, probe.lease), [], "there is no stricter kind");
+
+    let (now, probe) = wait(&mut engine, now);
+    engine.finish(now, probe.lease, Outcome::Ok, ACCEPTED, false);
+    assert_eq!(states(&mut engine).last(), Some(&Event::LimitReopened { backend }));
+    assert_eq!(take_all(&mut engine, now + Span::from_millis(500)).len(), 1, "they go one by one");
+}
+
+/// A limit whose kind was named stays what it is, however often the server rejects.
+#[test]
+fn a_named_kind_never_climbs() {
+    let limits = [window(10, 4), Limit::counter(9, Span::from_secs(4)).unwrap()];
+    let (mut engine, _, class) = single(retry(9, Span::ZERO), &spec(&limits, None));
+    submit(&mut engine, at(0), &plain(class));
+    let mut now = at(0);
+    for _ in 0..4 {
+        let (later, leased) = wait(&mut engine, now);
+        assert_eq!(reject(&mut engine, later, leased.lease), []);
+        now = later;
+    }
+}
+
+/// Of several limits the shortest guess steps, and the next one when that can climb no further; the closure lasts one period of it.
+#[test]
+fn the_shortest_guess_is_to_blame() {
+    let limits = [guess(50, 600), window(10, 1), guess(20, 60)];
+    let (mut engine, _, class) = single(retry(9, Span::ZERO), &spec(&limits, None));
+    submit(&mut engine, at(0), &plain(class));
+    let (mut now, mut climbed) = (at(0), Vec::new());
+    for _ in 0..5 {
+        let (later, leased) = wait(&mut engine, now);
+        climbed.extend(reject(&mut engine, later, leased.lease).iter().map(|&(limit, _, to)| (limit, to, later.since(now))));
+        now = later;
+    }
+    let minute = |span: Span| (span.as_nanos() + SECOND / 2) / (60 * SECOND);
+    let climbed: Vec<_> = climbed.into_iter().map(|(limit, to, waited)| (limit, to, minute(waited))).collect();
+    assert_eq!(
+        climbed,
+        [(2, Kind::Unknown, 0), (2, Kind::Counter, 1), (2, Kind::Leaky, 1), (0, Kind::Unknown, 1), (0, Kind::Counter, 10)]
+    );
+}
+
+/// A cost that was admitted before a step is admitted after it, alone.
+#[test]
+fn a_step_makes_no_cost_too_large() {
+    let (mut engine, backend, _) = single(retry(9, Span::ZERO), &spec(&[guess(10, 4)], None));
+    let large = engine.class(at(0), &[backend], 8).unwrap();
+    submit(&mut engine, at(0), &plain(large));
+    let mut now = at(0);
+    for _ in 0..3 {
+        let (later, leased) = wait(&mut engine, now);
+        assert_eq!(reject(&mut engine, later, leased.lease).len(), 1);
+        now = later;
+    }
+    wait(&mut engine, now);
 }
 
 /// Rejections of all that was in flight are one change of state; the closure lasts as long as the latest of them says.
@@ -700,7 +849,7 @@ fn a_late_rejection_closes_the_limit() {
 #[test]
 fn demand_counts_requests_and_room() {
     let mut engine = engine(retry(1, Span::ZERO));
-    let backends = [None, Some(2), Some(3)].map(|concurrency| engine.add_backend(&spec(&[], concurrency)));
+    let backends = [None, Some(2), Some(3)].map(|concurrency| engine.add_backend(Instant::ORIGIN, &spec(&[], concurrency)));
     let any = engine.class(at(0), &backends, 1).unwrap();
     let last = engine.class(at(0), &backends[2..], 1).unwrap();
     assert_eq!(engine.demand(at(0)), 0);

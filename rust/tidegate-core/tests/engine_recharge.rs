@@ -19,7 +19,10 @@ fn running(sent: u32) -> (Engine, LeaseId) {
     let retry = Retry { attempts: 1, base: Span::ZERO, cap: Span::ZERO, budget_milli: 1000 };
     let mut engine = Engine::new(&Options { capacity: 10, order: Order::Strict, retry, seed: 1 }, at(0));
     let limits = vec![Limit::window(AMOUNT, Span::from_secs(1)).unwrap()];
-    engine.add_backend(&BackendSpec { limits, concurrency: None, spends: Spends::Own(1), timeout: None, weight: 1.0 });
+    engine.add_backend(
+        Instant::ORIGIN,
+        &BackendSpec { limits, concurrency: None, spends: Spends::Own(1), timeout: None, weight: 1.0 },
+    );
     submit(&mut engine, sent);
     let leased = engine.take(at(0)).expect("the quota is unused");
     (engine, leased.lease)

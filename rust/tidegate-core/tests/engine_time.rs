@@ -32,7 +32,7 @@ fn soon(nanos: u64) -> std::ops::RangeInclusive<Instant> {
 #[test]
 fn a_timed_out_attempt_is_a_stray_until_it_returns() {
     let mut engine = common::engine(retry(3, Span::ZERO));
-    let backends = [timed(Some(1)), timed(Some(1))].map(|spec| engine.add_backend(&spec));
+    let backends = [timed(Some(1)), timed(Some(1))].map(|spec| engine.add_backend(Instant::ORIGIN, &spec));
     let class = engine.class(at(0), &backends, 1).unwrap();
     let request = submit(&mut engine, at(0), &plain(class));
     let first = engine.take(at(0)).unwrap();
@@ -257,7 +257,7 @@ fn first_attempts_pay_for_retries() {
 fn an_attempt_after_a_rejection_pays_for_no_retry() {
     let rule = Retry { attempts: 20, base: Span::ZERO, cap: Span::ZERO, budget_milli: 500 };
     let mut engine = common::engine(rule);
-    let [failing, rejecting] = [(); 2].map(|()| engine.add_backend(&spec(&[], None)));
+    let [failing, rejecting] = [(); 2].map(|()| engine.add_backend(Instant::ORIGIN, &spec(&[], None)));
     let [class, other] = [failing, rejecting].map(|backend| engine.class(at(0), &[backend], 1).unwrap());
     submit(&mut engine, at(0), &plain(class));
     let mut leased = engine.take(at(0)).unwrap();

@@ -142,8 +142,16 @@ fn run(
 fn limit() -> impl Strategy<Value = Limit> {
     let amount = prop_oneof![8 => 1u32..12, 2 => 12u32..200, 1 => 4097u32..100_000];
     let period = prop_oneof![1u64..50, MS..20 * MS, SECOND..10 * SECOND].prop_map(Span::from_nanos);
-    (any::<bool>(), amount, period, 1u32..12).prop_map(|(window, amount, period, burst)| {
-        if window { Limit::window(amount, period) } else { Limit::bucket(amount, period, burst) }.unwrap()
+    (0u8..9, amount, period, 1u32..12, any::<u64>()).prop_map(|(kind, amount, period, burst, boundary)| {
+        match kind {
+            0..3 => Limit::window(amount, period),
+            3..5 => Limit::bucket(amount, period, burst),
+            5 => Limit::aligned(amount, period, at(boundary), Span::from_nanos(boundary % 2 * MS)),
+            6 => Limit::leaky(amount, period),
+            7 => Limit::counter(amount, period),
+            _ => Limit::unknown(amount, period),
+        }
+        .unwrap()
     })
 }
 
@@ -188,7 +196,9 @@ proptest! {
         let mut quota = Quota::new(&limits, margin);
         let mut servers: Vec<Server> = limits.iter().zip(which).map(|(limit, which)| Server::of(limit, which, phase)).collect();
         let longest = (stretch * limits[0].period().as_nanos() as f64) as u64;
-        let messages = shares.iter().map(|shares| scaled(shares, quota.capacity(), longest)).collect::<Vec<_>>();
+        // A larger cost would go alone, whatever the server thinks of it.
+        let most = quota.headroom(Instant::ORIGIN);
+        let messages = shares.iter().map(|shares| scaled(shares, most, longest)).collect::<Vec<_>>();
         let outcome = run(&mut quota, &mut servers, |now| now, messages, longest, u64::MAX);
         prop_assert_eq!(outcome.rejected, 0);
         prop_assert_eq!(outcome.sent, shares.len());
@@ -289,28 +299,66 @@ impl Model {
         self.arrivals.sort_unstable();
     }
 
-    fn admits(&self, now: u64, cost: u32) -> bool {
-        let (amount, period) = (u64::from(self.limit.amount()), self.limit.period().as_nanos());
+    /// When an acknowledged unit is free again.
+    fn release(&self, arrival: u64) -> u64 {
+        let period = self.limit.period().as_nanos();
         let (floor, ppm) = self.margin;
-        let (now, cost) = (now.max(self.latest), u64::from(cost));
+        let margin = floor.max((period * ppm).div_ceil(1_000_000));
+        if self.limit.kind() != Kind::Aligned {
+            return arrival + period + margin;
+        }
+        let (boundary, tolerance) = self.limit.boundary();
+        let tolerance = tolerance.as_nanos().max(margin).min(period / 8);
+        (arrival + tolerance + 1..).find(|&when| when % period == boundary.as_nanos() % period).unwrap() + tolerance
+    }
+
+    /// Whether no more than `amount` units are occupied with `cost` of them.
+    fn fits(&self, now: u64, cost: u64) -> bool {
+        let held = self.arrivals.iter().filter(|(arrival, _)| self.release(*arrival) > now);
+        self.in_flight + held.map(|(_, units)| units).sum::<u64>() + cost <= u64::from(self.limit.amount())
+    }
+
+    /// Whether a bucket that holds `burst` and refills by `amount` a period has `cost`.
+    fn holds(&self, now: u64, cost: u64, amount: u64, burst: u64, slower: u64) -> bool {
+        let (floor, ppm) = self.margin;
+        let interval = (self.limit.period().as_nanos() * (1_000_000 + ppm + slower)).div_ceil(1_000_000 * amount);
+        let (mut tat, mut pending) = (0, self.in_flight);
+        for (arrival, units) in &self.arrivals {
+            if arrival + floor <= now {
+                tat = tat.max(arrival + floor) + units * interval;
+            } else {
+                pending += units;
+            }
+        }
+        tat.max(now) + (pending + cost) * interval <= now + burst * interval
+    }
+
+    /// Most units that are admitted at once, but for a cost that goes alone.
+    fn most(&self) -> u32 {
         match self.limit.kind() {
-            Kind::Window => {
-                let hold = period + floor.max((period * ppm).div_ceil(1_000_000));
-                let held = self.arrivals.iter().filter(|(arrival, _)| arrival + hold > now);
-                self.in_flight + held.map(|(_, units)| units).sum::<u64>() + cost <= amount
-            }
-            _ => {
-                let interval = (period * (1_000_000 + ppm)).div_ceil(1_000_000 * amount);
-                let (mut tat, mut pending) = (0, self.in_flight);
-                for (arrival, units) in &self.arrivals {
-                    if arrival + floor <= now {
-                        tat = tat.max(arrival + floor) + units * interval;
-                    } else {
-                        pending += units;
-                    }
-                }
-                tat.max(now) + (pending + cost) * interval <= now + u64::from(self.limit.burst()) * interval
-            }
+            Kind::Unknown => self.limit.capacity().min(5),
+            // A quarter of so short a period is kept for what is in flight.
+            Kind::Counter => 1 + self.extra(),
+            _ => self.limit.capacity(),
+        }
+    }
+
+    fn extra(&self) -> u32 {
+        let (amount, period) = (u64::from(self.limit.amount()), self.limit.period().as_nanos());
+        let reach = period / 4;
+        (reach * amount).div_ceil(period + reach).min((amount - 1) / 2) as u32
+    }
+
+    fn admits(&self, now: u64, cost: u32) -> bool {
+        let (amount, burst) = (u64::from(self.limit.amount()), u64::from(self.limit.burst()));
+        let now = now.max(self.latest);
+        let alone = u64::from(cost.min(self.most()));
+        match self.limit.kind() {
+            Kind::Window | Kind::Aligned => self.fits(now, u64::from(cost)),
+            Kind::Bucket | Kind::Leaky => self.holds(now, u64::from(cost), amount, burst, 0),
+            Kind::Unknown => self.fits(now, u64::from(cost)) && self.holds(now, alone, amount, u64::from(self.most()), 0),
+            Kind::Counter => self.holds(now, alone, amount - u64::from(self.extra()), u64::from(self.most()), 2000),
+            other => panic!("no model of {other:?}"),
         }
     }
 
@@ -357,9 +405,17 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn small_limit() -> impl Strategy<Value = Limit> {
-    (any::<bool>(), 1u32..8, 1u64..150, 1u32..8).prop_map(|(window, amount, period, burst)| {
+    (0u8..8, 1u32..8, 1u64..150, 1u32..8, 0u64..300).prop_map(|(kind, amount, period, burst, boundary)| {
         let period = Span::from_nanos(period);
-        if window { Limit::window(amount, period) } else { Limit::bucket(amount, period, burst) }.unwrap()
+        match kind {
+            0 | 1 => Limit::window(amount, period),
+            2 | 3 => Limit::bucket(amount, period, burst),
+            4 => Limit::aligned(amount, period, at(boundary), Span::from_nanos(boundary % 20)),
+            5 => Limit::leaky(amount, period),
+            6 => Limit::counter(amount, period),
+            _ => Limit::unknown(amount, period),
+        }
+        .unwrap()
     })
 }
 
@@ -436,7 +492,7 @@ proptest! {
 
             let mut headroom = u32::MAX;
             for (usage, model) in quota.usage(at(now)).zip(&models) {
-                let available = (1..=model.limit.capacity()).take_while(|cost| model.admits(now, *cost)).count();
+                let available = (1..=model.most()).take_while(|cost| model.admits(now, *cost)).count();
                 prop_assert_eq!(usage.available as usize, available);
                 prop_assert_eq!(usage.limit, &model.limit);
                 prop_assert_eq!(usage.next_eligible, model.eligible(now, 1));

@@ -300,7 +300,7 @@ impl Core {
             let shared = group.as_ref().and_then(|group| state.groups.get(group));
             let spends = shared.map_or(Spends::Own(accounts.len().max(1) as u32), |&with| Spends::Shared(with));
             let spec = BackendSpec { limits, concurrency, spends, timeout: timeout.and_then(convert::span), weight };
-            let id = state.engine.add_backend(&spec);
+            let id = state.engine.add_backend(now, &spec);
             state.backends.push(Backend { name, runner, accounts });
             if let Some(group) = group {
                 state.groups.entry(group).or_insert(id);

@@ -44,14 +44,20 @@ impl Account {
         }
     }
 
-    /// As it was given: `None` for no cap.
-    pub(super) fn declared_concurrency(&self) -> Option<u32> {
+    /// The cap on its concurrency, if there is one.
+    pub(super) fn cap(&self) -> Option<u32> {
         (self.concurrency < u32::MAX).then_some(self.concurrency)
     }
 
     /// Replaces the limits and the cap. What has been sent counts against the new ones too.
-    pub(super) fn set_quota(&mut self, now: Instant, limits: &[Limit], concurrency: Option<u32>) {
-        self.quota = self.quota.with_limits(now, limits, Margin::default());
+    pub(super) fn set_quota(
+        &mut self,
+        now: Instant,
+        limits: &[Limit],
+        concurrency: Option<u32>,
+        (unacked, unfinished): (u32, u32),
+    ) {
+        self.quota = self.quota.with_limits(now, limits, unacked, unfinished);
         self.concurrency = concurrency.unwrap_or(u32::MAX);
     }
 

@@ -125,6 +125,7 @@ impl Engine {
             return Recharge::Never(capacity);
         }
         self.answered(now, index, false, None);
+        self.completed(now, now, index);
         self.accounts[account as usize].recharges.push_back((lease, cost));
         let waited = self.actions.len();
         self.block_for_recharge(now, account);
@@ -167,6 +168,7 @@ impl Engine {
             return;
         }
         lease.unacked -= cost;
+        lease.unfinished -= cost;
         let (account, sent_at) = (lease.account, lease.sent_at);
         self.accounts[account as usize].quota.refund(sent_at, cost);
         if self.accounts[account as usize].cause() == Some(Cause::Limit) {
@@ -187,7 +189,9 @@ impl Engine {
         let running = self.leases.get(index);
         if unsent && running.unacked > 0 {
             let (sent_at, unacked) = (running.sent_at, running.unacked);
-            self.leases.get_mut(index).unacked = 0;
+            let lease = self.leases.get_mut(index);
+            lease.unacked = 0;
+            lease.unfinished -= unacked;
             self.accounts[account as usize].quota.refund(sent_at, unacked);
             self.limit_changed(now, account);
         } else if request.is_none() {
@@ -200,6 +204,7 @@ impl Engine {
         } else {
             self.unanswered(now, index);
         }
+        self.completed(now, now, index);
         let rejected = self.leases.get(index).rejected;
         self.leases.remove_timed(&mut self.backends[usize::from(id)].timed, index);
         let finished = match request {
@@ -376,6 +381,8 @@ impl Engine {
         let lease = self.leases.id(index);
         let dropped = self.drop_recharges(account, lease);
         self.unanswered(now, index);
+        let longest = self.accounts[account as usize].longest_latency;
+        self.completed(now, now + longest, index);
         if dropped {
             self.reopen(now, account);
         }
@@ -408,6 +415,10 @@ impl Engine {
         let event = if was_rejected {
             None
         } else if rejection {
+            if let Some(step) = charged.quota.climb(now, sent_at) {
+                self.push_event(Event::LimitStepped { backend, step });
+            }
+            let charged = &mut self.accounts[account as usize];
             let is_closed = matches!(charged.quota.gate(now), GateState::Closed(_));
             let closed = charged.quota.rejected(now, sent_at, retry_after).filter(|_| !is_closed);
             closed.map(|until| Event::LimitClosed { backend, until })
@@ -429,8 +440,24 @@ impl Engine {
         }
         let (account, sent_at) = (lease.account, lease.sent_at);
         let charged = &mut self.accounts[account as usize];
-        charged.quota.ack(now + charged.longest_latency, unacked);
+        let counted_by = now + charged.longest_latency;
+        charged.quota.ack(counted_by, unacked);
         charged.quota.unanswered(sent_at);
+        self.completed(now, counted_by, index);
+        self.limit_changed(now, account);
+    }
+
+    /// What an attempt sent is over, counted by `at`: the clocks that are anchored at the finish start.
+    #[inline]
+    fn completed(&mut self, now: Instant, at: Instant, index: u32) {
+        let lease = self.leases.get_mut(index);
+        let (account, started_at, unfinished) = (lease.account, lease.started_at, std::mem::take(&mut lease.unfinished));
+        let charged = &mut self.accounts[account as usize];
+        if unfinished == 0 || !charged.quota.waits_for_finish() {
+            return;
+        }
+        charged.longest_latency = charged.longest_latency.max(now.since(started_at));
+        charged.quota.finish(at, unfinished);
         self.limit_changed(now, account);
     }
 
@@ -465,6 +492,7 @@ impl Engine {
             if let Some(index) = self.leases.find(lease) {
                 let lease = self.leases.get_mut(index);
                 lease.unacked += cost;
+                lease.unfinished += cost;
                 lease.sent_at = now;
                 lease.rejected = false;
             }

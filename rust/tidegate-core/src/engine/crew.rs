@@ -69,12 +69,9 @@ impl Default for Crew {
 }
 
 impl Crew {
-    pub(super) fn accounts_added(&mut self, concurrency: Option<u32>, count: u32) {
-        self.most += concurrency.map_or(UNCAPPED, |cap| cap as usize * count as usize);
-    }
-
-    pub(super) fn account_removed(&mut self, concurrency: Option<u32>) {
-        self.most -= concurrency.map_or(UNCAPPED, |cap| cap as usize);
+    /// There are accounts with these caps on concurrency.
+    pub(super) fn fit(&mut self, caps: impl Iterator<Item = Option<u32>>) {
+        self.most = caps.map(|cap| cap.map_or(UNCAPPED, |cap| cap as usize)).fold(0, usize::saturating_add);
     }
 }
 

@@ -362,12 +362,12 @@ impl Engine {
         self.cause_changed(now, account, None, Some(Cause::Concurrency));
     }
 
-    /// An account that had reached its concurrency cap has room again.
+    /// An attempt of an account that had reached its concurrency cap is over.
     #[inline]
     pub(super) fn unfill(&mut self, now: Instant, account: u32) {
         let place = &mut self.accounts[account as usize];
-        if place.recharges.is_empty() {
-            debug_assert!(place.timer.is_none() && !place.is_full());
+        if place.recharges.is_empty() && !place.is_full() {
+            debug_assert!(place.timer.is_none());
             place.blocked = None;
             self.cause_changed(now, account, Some(Cause::Concurrency), None);
         } else {

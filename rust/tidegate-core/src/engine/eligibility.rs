@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 
+use super::account::Account;
 use super::backend::BackendSet;
 use super::event::{Ending, Event};
 use super::share::NO_FLOW;
 use super::{BackendId, ClassError, ClassId, Engine, Waiting};
 use crate::limit::Limit;
-use crate::queue::{Class, Nodes};
+use crate::queue::Class;
 use crate::time::Instant;
 
 /// Whether a backend may be named.
@@ -136,17 +137,12 @@ impl Engine {
     pub fn remove_backend(&mut self, now: Instant, id: BackendId, drain: bool) {
         let backend = &mut self.backends[usize::from(id.0)];
         match backend.presence {
-            Presence::Here => {
-                for account in self.accounts[backend.accounts.span()].iter_mut().filter(|account| account.backends == [id.0]) {
-                    self.crew.account_removed(account.declared_concurrency());
-                }
-                self.leaving += 1;
-            }
+            Presence::Here => self.leaving += 1,
             Presence::Draining if !drain => {}
             _ => return,
         }
         backend.presence = if drain { Presence::Draining } else { Presence::Leaving };
-        self.reassign(now);
+        self.backends_changed(now);
         if !drain {
             self.evict(now, id.0);
         }
@@ -156,17 +152,24 @@ impl Engine {
     /// Replaces what a backend, and those of its group, may do. What has been sent counts against the new limits too.
     pub fn set_quota(&mut self, now: Instant, id: BackendId, limits: &[Limit], concurrency: Option<u32>) {
         for index in self.backends[usize::from(id.0)].accounts.all() {
+            let on_the_way = self.leases.on_the_way(index);
             let account = &mut self.accounts[index as usize];
-            self.crew.account_removed(account.declared_concurrency());
-            self.crew.accounts_added(concurrency, 1);
-            account.set_quota(now, limits, concurrency);
+            account.set_quota(now, limits, concurrency, on_the_way);
             self.reopen(now, index);
         }
+        self.backends_changed(now);
+    }
+
+    /// Fits what depends on all backends to those that there are now.
+    pub(super) fn backends_changed(&mut self, now: Instant) {
+        let is_used =
+            |account: &&Account| account.backends.iter().any(|&id| self.backends[usize::from(id)].presence != Presence::Gone);
+        self.crew.fit(self.accounts.iter().filter(is_used).map(Account::cap));
         self.reassign(now);
     }
 
     /// Puts each class among the backends that fit it now.
-    pub(super) fn reassign(&mut self, now: Instant) {
+    fn reassign(&mut self, now: Instant) {
         let mut continued: HashMap<(u32, Box<[u16]>), u32> = HashMap::new();
         for class in 0..self.classes.len() as u32 {
             let &Waiting { set, named, cost, flow, pending, .. } = &self.classes[class as usize];
@@ -228,7 +231,10 @@ impl Engine {
     /// Interrupts what runs on a backend; the requests wait again.
     fn evict(&mut self, now: Instant, id: u16) {
         for index in self.leases.running_on(id) {
-            if let Some(slot) = self.leases.get(index).request {
+            // The body of a slot, which is never repeated, is left to end.
+            if let Some(slot) = self.leases.get(index).request
+                && !self.requests.get(slot).flags.once
+            {
                 self.put_back(now, slot, index);
                 self.detach(now, index);
             }
@@ -241,19 +247,16 @@ impl Engine {
         if backend.in_flight > 0 || !backend.waiting.is_empty() {
             return;
         }
-        let needs_it = |slot: u32| {
-            let class = self.requests.get(slot).class;
-            self.sets[self.classes[class as usize].set as usize].backends.contains(&id)
-        };
+        let needs_it = |class: &Waiting| class.pending > 0 && self.sets[class.set as usize].backends.contains(&id);
         match backend.presence {
             Presence::Here | Presence::Gone => return,
             // One that waits to be tried again may need it.
-            Presence::Draining if self.requests.pending().into_iter().any(needs_it) => return,
+            Presence::Draining if self.classes.iter().any(needs_it) => return,
             Presence::Draining | Presence::Leaving => {}
         }
         self.backends[usize::from(id)].presence = Presence::Gone;
         self.leaving -= 1;
-        self.reassign(now);
+        self.backends_changed(now);
         self.push_event(Event::BackendGone { backend: BackendId(id) });
     }
 }

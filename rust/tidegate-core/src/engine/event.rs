@@ -3,6 +3,7 @@
 use super::BackendId;
 use super::lease::LeaseId;
 use super::request::{Handle, Waits};
+use crate::limit::Step;
 use crate::time::{Instant, Span};
 
 /// Where a request was when it ended.
@@ -79,6 +80,13 @@ pub enum Event {
         backend: BackendId,
         /// Until when; one message goes first then.
         until: Instant,
+    },
+    /// A server rejected a message that conformed, and nobody has said how it counts: a limit is treated as a stricter kind.
+    LimitStepped {
+        /// Whose.
+        backend: BackendId,
+        /// Which limit, from what to what.
+        step: Step,
     },
     /// Nothing runs any more on a backend that was removed.
     BackendGone {

@@ -31,6 +31,8 @@ pub(super) struct Lease {
     pub(super) account: u32,
     /// Units sent and not yet acknowledged.
     pub(super) unacked: u32,
+    /// Units sent that limits anchored at the finish still wait for.
+    pub(super) unfinished: u32,
     /// The server has rejected the last message of this attempt: counted once.
     pub(super) rejected: bool,
     pub(super) started_at: Instant,
@@ -88,6 +90,7 @@ impl Leases {
             backend,
             account,
             unacked: cost,
+            unfinished: cost,
             rejected: false,
             started_at: now,
             sent_at: now,
@@ -152,6 +155,12 @@ impl Leases {
         let index = id.0 as u32;
         let lease = self.leases.get(index as usize)?;
         (lease.live && self.id(index) == id).then_some(index)
+    }
+
+    /// Units that an account has sent and whose headers have not come; and those whose attempts are not over.
+    pub(super) fn on_the_way(&self, account: u32) -> (u32, u32) {
+        let theirs = self.leases.iter().filter(|lease| lease.live && lease.account == account);
+        theirs.fold((0, 0), |(unacked, unfinished), lease| (unacked + lease.unacked, unfinished + lease.unfinished))
     }
 
     /// Those whose handlers run at a backend.

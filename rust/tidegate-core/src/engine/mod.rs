@@ -49,7 +49,6 @@ use crew::Crew;
 use eligibility::Named;
 use lease::Leases;
 use request::{Requests, State};
-use share::NO_FLOW;
 
 /// How an engine is set up.
 #[derive(Clone, Debug)]
@@ -137,8 +136,9 @@ struct Waiting {
     /// Which backends it may go to, as declared.
     named: u32,
     cost: u32,
-    /// Whose it is, under the fair order: then it exists as long as it has requests that have not ended, which are counted.
+    /// Whose it is, under the fair order: then it exists as long as it has requests that have not ended.
     flow: u32,
+    /// Requests of it that have not ended.
     pending: u32,
 }
 
@@ -230,7 +230,6 @@ impl Engine {
                 let first = self.accounts.len() as u32;
                 let account = || Account::new(&spec.limits, spec.concurrency, id, count > 1);
                 self.accounts.extend(std::iter::repeat_with(account).take(count as usize));
-                self.crew.accounts_added(spec.concurrency, count);
                 Accounts::new(first, count)
             }
             Spends::Shared(with) => {
@@ -249,7 +248,7 @@ impl Engine {
         };
         self.backends.push(Backend::new(spec, accounts));
         self.ready.resize(self.backends.len().div_ceil(64), 0);
-        self.reassign(now);
+        self.backends_changed(now);
         BackendId(id)
     }
 
@@ -263,7 +262,7 @@ impl Engine {
     pub fn submit(&mut self, now: Instant, submission: &Submission<'_>) -> Handle {
         let place = Place::new(submission.priority, self.next_sequence);
         self.next_sequence += 1;
-        let class = self.class_of_flow(submission.class, submission.flow);
+        let class = self.enter_class(submission.class, submission.flow);
         let slot = self.requests.insert(place, class, now, submission.deadline, submission.flags);
         if submission.deadline < Instant::FAR {
             self.requests.get_mut(slot).timer = Some(self.wheel.arm(submission.deadline, Timer::Request(slot)));
@@ -343,6 +342,11 @@ impl Engine {
     /// Lets time pass: ends what has expired, interrupts attempts that take too long, reopens limits.
     #[inline]
     pub fn tick(&mut self, now: Instant) {
+        if self.leaving > 0 {
+            for id in 0..self.backends.len() as u16 {
+                self.note_gone(now, id);
+            }
+        }
         while let Some(timer) = self.wheel.pop_due(now) {
             match timer {
                 Timer::Account(account) => {

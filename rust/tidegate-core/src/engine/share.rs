@@ -8,12 +8,19 @@ use crate::time::Instant;
 pub(super) const NO_FLOW: u32 = u32::MAX;
 
 impl Engine {
-    /// The class in which a request of `class` waits, and has its turn, as one of `flow`.
-    pub(super) fn class_of_flow(&mut self, class: ClassId, flow: &str) -> u32 {
-        let Some(flows) = &mut self.flows else { return class.0 };
-        let &Waiting { set, named, cost, .. } = &self.classes[class.0 as usize];
+    /// The class in which a request of `class` waits, and has its turn, as one of `flow`. One more of its requests is pending.
+    #[inline]
+    pub(super) fn enter_class(&mut self, class: ClassId, flow: &str) -> u32 {
+        let own = if self.flows.is_some() { self.class_of_flow(class.0, flow) } else { class.0 };
+        self.classes[own as usize].pending += 1;
+        own
+    }
+
+    fn class_of_flow(&mut self, class: u32, flow: &str) -> u32 {
+        let Some(flows) = &mut self.flows else { return class };
+        let &Waiting { set, named, cost, .. } = &self.classes[class as usize];
         let flow = flows.flow(flow, set, &self.sets[set as usize].backends);
-        let own = flows.queue(flow, cost).unwrap_or_else(|| {
+        flows.queue(flow, cost).unwrap_or_else(|| {
             let waiting = Waiting { queue: Class::default(), set, named, cost, flow, pending: 0 };
             self.sets[set as usize].classes += 1;
             let own = self.free_classes.pop().unwrap_or(self.classes.len() as u32);
@@ -23,18 +30,17 @@ impl Engine {
             }
             flows.open(flow, cost, own);
             own
-        });
-        self.classes[own as usize].pending += 1;
-        own
+        })
     }
 
     /// A request of this class has ended.
     #[inline]
     pub(super) fn leave_class(&mut self, class: u32) {
-        let Some(flows) = &mut self.flows else { return };
         let waiting = &mut self.classes[class as usize];
         waiting.pending -= 1;
-        if waiting.pending == 0 {
+        if waiting.pending == 0
+            && let Some(flows) = &mut self.flows
+        {
             flows.close(waiting.flow, class);
             self.sets[waiting.set as usize].classes -= 1;
             self.free_classes.push(class);

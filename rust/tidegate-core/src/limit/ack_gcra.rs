@@ -49,6 +49,23 @@ impl AckGcra {
         }
     }
 
+    /// The same with nothing left at `now` and `in_flight` units on their way.
+    #[must_use]
+    pub(super) fn emptied(mut self, now: Instant, in_flight: u32) -> AckGcra {
+        self.tat = now + self.interval.times(u64::from(self.burst));
+        self.send(now, in_flight);
+        self
+    }
+
+    /// With the same units used at `now`, of another rate and burst.
+    #[must_use]
+    pub(super) fn refitted(&self, now: Instant, interval: Span, burst: u32) -> AckGcra {
+        let due = u128::from(self.tat.since(now).as_nanos());
+        let due = (due * u128::from(interval.as_nanos())).div_ceil(u128::from(self.interval.as_nanos()));
+        let tat = now + Span::from_nanos(u64::try_from(due).unwrap_or(u64::MAX));
+        AckGcra { interval, burst, tat, ..self.clone() }
+    }
+
     /// The TAT after units that were due at `tat` are joined by `units` that arrive at `arrival`.
     #[inline]
     fn advance(&self, tat: Instant, arrival: Instant, units: u32) -> Instant {
@@ -141,6 +158,10 @@ impl Policy for AckGcra {
 
     fn capacity(&self) -> u32 {
         self.burst
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.pending - self.arrivals.iter().map(|(_, units)| units).sum::<u32>()
     }
 }
 

@@ -1,6 +1,6 @@
 //! A window whose clock starts at the acknowledgement.
 
-use super::schedule::Schedule;
+use super::occupancy::Occupancy;
 use super::{Eligible, Margin, Policy};
 use crate::time::{Instant, Span};
 
@@ -19,55 +19,38 @@ const STEPS: u64 = 256;
 /// Time does not run backwards here: an acknowledgement from before the latest send counts as that send.
 #[derive(Clone, Debug)]
 pub struct AckWindow {
-    amount: u32,
+    units: Occupancy,
     /// From an acknowledgement to the release: the period and its margin.
     hold: Span,
     /// Releases are rounded up to multiples of this; 1 ns when they are exact.
     step: u64,
-    /// Units sent and not acknowledged.
-    in_flight: u32,
-    /// Sum of `releases`.
-    held: u32,
-    /// When acknowledged units become free, all after `latest`: those that have are dropped by the next send.
-    releases: Schedule,
-    /// The latest instant given to `send`.
-    latest: Instant,
 }
 
 impl AckWindow {
     /// A window in which nothing is used yet. `amount` and `period` are those of the server.
     pub fn new(amount: u32, period: Span, margin: Margin) -> AckWindow {
-        let step = if amount <= EXACT { 1 } else { period.as_nanos().div_ceil(STEPS).max(1) };
-        AckWindow {
-            amount,
-            hold: margin.hold(period),
-            step,
-            in_flight: 0,
-            held: 0,
-            releases: Schedule::default(),
-            latest: Instant::ORIGIN,
-        }
+        AckWindow { units: Occupancy::new(amount), hold: margin.hold(period), step: step(amount, period) }
     }
 
+    /// With the same units used, of another amount. Releases that are known already stay as they are.
+    #[must_use]
+    pub(super) fn refitted(&self, amount: u32, period: Span) -> AckWindow {
+        AckWindow { units: self.units.refitted(amount), hold: self.hold, step: step(amount, period) }
+    }
+
+    #[inline]
     fn release(&self, at: Instant) -> Instant {
-        let exact = at.max(self.latest) + self.hold;
+        let exact = self.units.not_before_latest(at) + self.hold;
         if self.step == 1 {
             return exact;
         }
         let rounded = exact.as_nanos().checked_next_multiple_of(self.step);
         rounded.map_or(Instant::FAR, Instant::from_nanos)
     }
+}
 
-    /// The release that makes the first `units` of those held free.
-    #[cold]
-    fn freed(&self, units: u32) -> Option<Instant> {
-        let mut freed = 0;
-        let reached = |entry: &&(Instant, u32)| {
-            freed += entry.1;
-            freed >= units
-        };
-        self.releases.iter().find(reached).map(|entry| entry.0)
-    }
+fn step(amount: u32, period: Span) -> u64 {
+    if amount <= EXACT { 1 } else { period.as_nanos().div_ceil(STEPS).max(1) }
 }
 
 impl Policy for AckWindow {
@@ -75,59 +58,40 @@ impl Policy for AckWindow {
     /// Constant while there is room or `cost` is 1; else linear in the releases that make up `cost`.
     #[inline]
     fn next_eligible(&self, now: Instant, cost: u32) -> Eligible {
-        let Some(room) = self.amount.checked_sub(cost) else {
-            return Eligible::Never;
-        };
-        match room.checked_sub(self.in_flight) {
-            None => Eligible::OnAck,
-            Some(room) if self.held <= room => Eligible::Now,
-            Some(room) => match self.freed(self.held - room) {
-                Some(at) if at > now => Eligible::At(at),
-                _ => Eligible::Now,
-            },
-        }
+        self.units.next_eligible(now, cost)
     }
 
     /// # Complexity
     /// Constant, amortised over the releases that have passed.
     #[inline]
     fn send(&mut self, now: Instant, cost: u32) {
-        self.latest = self.latest.max(now);
-        while let Some((_, units)) = self.releases.pop(self.latest) {
-            self.held -= units;
-        }
-        self.in_flight = self.in_flight.saturating_add(cost);
+        self.units.send(now, cost);
     }
 
     /// # Complexity
     /// Constant when acknowledgements come in order; else linear in the releases after this one.
     #[inline]
     fn ack(&mut self, at: Instant, cost: u32) {
-        debug_assert!(cost <= self.in_flight, "acknowledged more than was sent");
-        self.in_flight = self.in_flight.saturating_sub(cost);
-        let cost = cost.min(u32::MAX - self.held);
-        if cost > 0 {
-            self.held += cost;
-            self.releases.add(self.release(at), cost, Span::ZERO);
-        }
+        self.units.ack(self.release(at), cost);
     }
 
     #[inline]
     fn refund(&mut self, cost: u32) {
-        debug_assert!(cost <= self.in_flight, "refunded more than was sent");
-        self.in_flight = self.in_flight.saturating_sub(cost);
+        self.units.refund(cost);
     }
 
     /// # Complexity
     /// Linear in the releases that passed since the last send.
     fn used(&self, now: Instant) -> u32 {
-        let passed = self.releases.iter().take_while(|(at, _)| *at <= now);
-        let freed: u32 = passed.map(|(_, units)| units).sum();
-        self.in_flight.saturating_add(self.held - freed)
+        self.units.used(now)
     }
 
     fn capacity(&self) -> u32 {
-        self.amount
+        self.units.amount()
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.units.in_flight()
     }
 }
 
@@ -198,7 +162,7 @@ mod tests {
             window.send(now, 10);
             window.ack(now, 10);
         }
-        assert!(window.releases.len() <= STEPS as usize + 1);
+        assert!(window.units.entries() <= STEPS as usize + 1);
         let Eligible::At(free) = window.next_eligible(at(0), 1) else {
             panic!("the window is full");
         };

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use crate::time::Span;
+use crate::time::{Instant, Span};
 
 /// Longest span that a limit may need to count: 100 years.
 const LONGEST: Span = Span::from_secs(100 * 31_557_600);
@@ -14,20 +14,44 @@ const LONGEST: Span = Span::from_secs(100 * 31_557_600);
 pub enum Kind {
     /// At most `amount` in any window of `period`, whatever its phase: a log, a fixed or an anchored window.
     Window,
+    /// At most `amount` in each window of `period`, of which it is known when they begin.
+    Aligned,
     /// `amount` per `period` refill steadily, and at most `burst` are kept: a token bucket, GCRA, a leaky meter.
     Bucket,
+    /// A bucket that holds one.
+    Leaky,
+    /// An estimate from this window and a share of the last one.
+    Counter,
+    /// Any of these, but for buckets below five units and, now and then, counters.
+    Unknown,
+}
+
+/// What starts the clock of a limit for a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Anchor {
+    /// Its response headers: the server has counted it before it answers.
+    #[default]
+    Headers,
+    /// Its end: the server counts it when it is complete.
+    Finish,
 }
 
 /// One limit as its server declares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     kind: Kind,
+    /// The kind was not named: it may climb the ladder.
+    guessed: bool,
+    anchor: Anchor,
     /// Units per period, at least 1.
     amount: u32,
+    /// At least 1; equals `amount` but for buckets.
+    burst: u32,
     /// Longer than zero, at most [`LONGEST`].
     period: Span,
-    /// At least 1; equals `amount` for a window.
-    burst: u32,
+    /// When a window begins, and how exactly that is known; both zero unless aligned.
+    boundary: Instant,
+    tolerance: Span,
 }
 
 impl Limit {
@@ -39,12 +63,57 @@ impl Limit {
         Limit::new(Kind::Window, amount, period, amount)
     }
 
+    /// At most `amount` units in each window of `period`, one of which begins at `boundary`. The server's clock and ours agree to
+    /// `tolerance`, of which at most an eighth of the period is used; it costs no rate.
+    ///
+    /// # Errors
+    /// As [`window`](Limit::window).
+    pub fn aligned(amount: u32, period: Span, boundary: Instant, tolerance: Span) -> Result<Limit, LimitError> {
+        Limit::new(Kind::Aligned, amount, period, amount).map(|limit| Limit { boundary, tolerance, ..limit })
+    }
+
     /// `amount` units per `period` on average, and at most `burst` of them back to back from idle.
     ///
     /// # Errors
     /// When an argument is zero, or `period` or the time in which `burst` refills is longer than 100 years.
     pub fn bucket(amount: u32, period: Span, burst: u32) -> Result<Limit, LimitError> {
         Limit::new(Kind::Bucket, amount, period, burst)
+    }
+
+    /// `amount` units per `period`, evenly spaced.
+    ///
+    /// # Errors
+    /// As [`window`](Limit::window).
+    pub fn leaky(amount: u32, period: Span) -> Result<Limit, LimitError> {
+        Limit::new(Kind::Leaky, amount, period, 1)
+    }
+
+    /// `amount` units per `period`, estimated from the current window and a share of the last one.
+    ///
+    /// # Errors
+    /// As [`window`](Limit::window).
+    pub fn counter(amount: u32, period: Span) -> Result<Limit, LimitError> {
+        Limit::new(Kind::Counter, amount, period, amount)
+    }
+
+    /// `amount` units per `period`, counted in a way that is not known.
+    ///
+    /// # Errors
+    /// As [`window`](Limit::window).
+    pub fn unknown(amount: u32, period: Span) -> Result<Limit, LimitError> {
+        Limit::new(Kind::Unknown, amount, period, amount)
+    }
+
+    /// The same, but its kind is only a guess: it climbs the kind ladder when the server rejects what conforms.
+    #[must_use]
+    pub fn guessed(self) -> Limit {
+        Limit { guessed: true, ..self }
+    }
+
+    /// The same with another anchor.
+    #[must_use]
+    pub fn anchored(self, anchor: Anchor) -> Limit {
+        Limit { anchor, ..self }
     }
 
     fn new(kind: Kind, amount: u32, period: Span, burst: u32) -> Result<Limit, LimitError> {
@@ -61,12 +130,24 @@ impl Limit {
         if period > LONGEST || refill > u128::from(LONGEST.as_nanos()) {
             return Err(LimitError::TooLong);
         }
-        Ok(Limit { kind, amount, period, burst })
+        let (guessed, anchor) = (false, Anchor::Headers);
+        let (boundary, tolerance) = (Instant::ORIGIN, Span::ZERO);
+        Ok(Limit { kind, guessed, anchor, amount, burst, period, boundary, tolerance })
     }
 
     /// How the server counts.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Whether the kind is only a guess.
+    pub fn is_guessed(&self) -> bool {
+        self.guessed
+    }
+
+    /// What starts its clock.
+    pub fn anchor(&self) -> Anchor {
+        self.anchor
     }
 
     /// Units per [`period`](Limit::period), at least 1.
@@ -79,12 +160,22 @@ impl Limit {
         self.period
     }
 
-    /// Most units admitted back to back from idle, at least 1; the amount for a window.
+    /// Most units that a bucket holds, at least 1; the amount for other kinds.
     pub fn burst(&self) -> u32 {
         self.burst
     }
 
-    /// The largest cost that can ever be admitted: the amount of a window, the burst of a bucket.
+    /// When a window of an aligned limit begins, and how exactly that is known.
+    pub fn boundary(&self) -> (Instant, Span) {
+        (self.boundary, self.tolerance)
+    }
+
+    /// Whether two limits differ in nothing but how much they allow.
+    pub(super) fn is_like(&self, other: &Limit) -> bool {
+        *self == Limit { amount: self.amount, burst: self.burst, ..*other }
+    }
+
+    /// The largest cost that can ever be admitted: the burst of a bucket, the amount of other kinds.
     pub fn capacity(&self) -> u32 {
         self.burst
     }
@@ -143,6 +234,11 @@ impl Margin {
     /// By how many millionths a period is stretched.
     pub const fn ppm(self) -> u32 {
         self.ppm
+    }
+
+    /// The same with periods another `ppm` millionths longer.
+    pub(super) fn slower(self, ppm: u32) -> Margin {
+        Margin { ppm: self.ppm.saturating_add(ppm), ..self }
     }
 
     /// `period` until a window's unit is free again: longer by the floor or the drift, whichever is more.

@@ -7,16 +7,25 @@
 
 mod ack_gcra;
 mod ack_window;
+pub mod bound;
 mod declared;
 mod gate;
+mod occupancy;
+mod paced;
+mod phase_window;
 mod quota;
 mod schedule;
+mod state;
+mod unknown;
 
 pub use ack_gcra::AckGcra;
 pub use ack_window::AckWindow;
-pub use declared::{Kind, Limit, LimitError, Margin};
+pub use declared::{Anchor, Kind, Limit, LimitError, Margin};
 pub use gate::GateState;
-pub use quota::{Quota, Usage, Verdict};
+pub use paced::Paced;
+pub use phase_window::PhaseWindow;
+pub use quota::{Quota, Step, Usage, Verdict};
+pub use unknown::Unknown;
 
 use crate::time::Instant;
 
@@ -35,6 +44,25 @@ pub enum Eligible {
     Never,
 }
 
+impl Eligible {
+    /// Orders what limits say by how much it holds a message back.
+    #[inline]
+    fn rank(self) -> (u8, Instant) {
+        match self {
+            Eligible::Now => (0, Instant::ORIGIN),
+            Eligible::At(at) => (1, at),
+            Eligible::OnAck => (2, Instant::ORIGIN),
+            Eligible::Closed(until) => (3, until),
+            Eligible::Never => (4, Instant::ORIGIN),
+        }
+    }
+
+    /// When both admit.
+    fn later(self, other: Eligible) -> Eligible {
+        if other.rank() > self.rank() { other } else { self }
+    }
+}
+
 /// One limit's state. See the module for the protocol.
 pub trait Policy {
     /// When a message of `cost` units may be sent, asked at `now`; changes nothing.
@@ -48,6 +76,12 @@ pub trait Policy {
     fn refund(&mut self, cost: u32);
     /// Units that count against the limit at `now`, those in flight included.
     fn used(&self, now: Instant) -> u32;
+    /// Units that may be sent at `now`.
+    fn available(&self, now: Instant) -> u32 {
+        self.capacity().saturating_sub(self.used(now))
+    }
     /// The largest cost that can ever be admitted.
     fn capacity(&self) -> u32;
+    /// Units sent and not acknowledged.
+    fn in_flight(&self) -> u32;
 }

@@ -1,76 +1,12 @@
 //! What a backend allows: several limits at once, and the gate that a rejection closes.
 
 use super::gate::Gate;
-use super::{AckGcra, AckWindow, Eligible, GateState, Kind, Limit, Margin, Policy};
+use super::state::State;
+use super::{Anchor, Eligible, GateState, Kind, Limit, Margin, Policy};
 use crate::time::{Instant, Span};
 
 /// How long a rejection closes a quota that has no limits, when the server does not say.
 const UNTOLD: Span = Span::from_secs(1);
-
-/// The state of one limit. An enum and not a trait object: the hot path asks every limit of a quota.
-#[derive(Clone, Debug)]
-enum State {
-    Window(AckWindow),
-    Bucket(AckGcra),
-}
-
-impl State {
-    fn new(limit: &Limit, margin: Margin) -> State {
-        let (amount, period) = (limit.amount(), limit.period());
-        match limit.kind() {
-            Kind::Window => State::Window(AckWindow::new(amount, period, margin)),
-            Kind::Bucket => State::Bucket(AckGcra::new(amount, period, limit.burst(), margin)),
-        }
-    }
-}
-
-impl Policy for State {
-    #[inline]
-    fn next_eligible(&self, now: Instant, cost: u32) -> Eligible {
-        match self {
-            State::Window(window) => window.next_eligible(now, cost),
-            State::Bucket(bucket) => bucket.next_eligible(now, cost),
-        }
-    }
-
-    #[inline]
-    fn send(&mut self, now: Instant, cost: u32) {
-        match self {
-            State::Window(window) => window.send(now, cost),
-            State::Bucket(bucket) => bucket.send(now, cost),
-        }
-    }
-
-    #[inline]
-    fn ack(&mut self, at: Instant, cost: u32) {
-        match self {
-            State::Window(window) => window.ack(at, cost),
-            State::Bucket(bucket) => bucket.ack(at, cost),
-        }
-    }
-
-    #[inline]
-    fn refund(&mut self, cost: u32) {
-        match self {
-            State::Window(window) => window.refund(cost),
-            State::Bucket(bucket) => bucket.refund(cost),
-        }
-    }
-
-    fn used(&self, now: Instant) -> u32 {
-        match self {
-            State::Window(window) => window.used(now),
-            State::Bucket(bucket) => bucket.used(now),
-        }
-    }
-
-    fn capacity(&self) -> u32 {
-        match self {
-            State::Window(window) => window.capacity(),
-            State::Bucket(bucket) => bucket.capacity(),
-        }
-    }
-}
 
 /// When a quota admits a message, and what decides that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,12 +24,37 @@ pub struct Verdict {
 pub struct Usage<'a> {
     /// The limit as declared.
     pub limit: &'a Limit,
+    /// The kind that it is treated as: what was declared, or a rung of the ladder.
+    pub treated_as: Kind,
     /// Units that count against it, those in flight included.
     pub used: u32,
     /// Units that may be sent now, if the other limits and the gate allow it.
     pub available: u32,
     /// When this limit alone admits a cost of 1.
     pub next_eligible: Eligible,
+}
+
+/// A limit that is treated as a stricter kind from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Which one.
+    pub limit: u16,
+    /// What it was treated as when the server rejected a message that conformed to that.
+    pub from: Kind,
+    /// What it is treated as now.
+    pub to: Kind,
+    /// Units that counted against it when the rejection came.
+    pub used: u32,
+}
+
+/// The next rung of the kind ladder: what is admitted by more servers, at a lower price than what comes after it.
+fn above(rung: Kind) -> Option<Kind> {
+    match rung {
+        Kind::Window | Kind::Aligned | Kind::Bucket => Some(Kind::Unknown),
+        Kind::Unknown => Some(Kind::Counter),
+        Kind::Counter => Some(Kind::Leaky),
+        Kind::Leaky => None,
+    }
 }
 
 /// The AND of several limits, all or nothing, and the gate that a rejection closes.
@@ -104,15 +65,23 @@ pub struct Usage<'a> {
 /// |---|---|
 /// | nothing left this machine | [`refund`](Quota::refund) |
 /// | headers arrived | [`ack`](Quota::ack), then [`accepted`](Quota::accepted) or [`rejected`](Quota::rejected) |
+/// | the attempt is over, whatever came of it | [`finish`](Quota::finish), if it [`waits_for_finish`](Quota::waits_for_finish) |
 /// | the attempt ended without headers | [`ack`](Quota::ack) with the latest instant at which they could have come, and [`unanswered`](Quota::unanswered) |
 ///
 /// `sent` is always the `now` that the message's `send` was given.
 #[derive(Clone, Debug)]
 pub struct Quota {
-    limits: Box<[(Limit, State)]>,
+    limits: Box<[Limit]>,
+    /// Of each limit.
+    states: Box<[State]>,
+    /// What each limit is treated as.
+    rungs: Box<[Kind]>,
+    /// Some limit's clock starts at the end of an attempt.
+    late: bool,
     gate: Gate,
-    /// How long a rejection closes the gate when the server does not say: the shortest period.
-    untold: Span,
+    /// When a limit last took a step, and which.
+    stepped: Option<(Instant, usize)>,
+    margin: Margin,
 }
 
 impl Quota {
@@ -122,12 +91,39 @@ impl Quota {
     /// When there are more than 65 535 limits.
     pub fn new(limits: &[Limit], margin: Margin) -> Quota {
         assert!(limits.len() <= usize::from(u16::MAX), "more than 65535 limits");
-        let state = |limit: &Limit| (*limit, State::new(limit, margin));
         Quota {
-            limits: limits.iter().map(state).collect(),
+            limits: limits.into(),
+            states: limits.iter().map(|limit| State::new(limit, margin)).collect(),
+            rungs: limits.iter().map(Limit::kind).collect(),
+            late: limits.iter().any(|limit| limit.anchor() == Anchor::Finish),
             gate: Gate::OPEN,
-            untold: limits.iter().map(Limit::period).min().unwrap_or(UNTOLD),
+            stepped: None,
+            margin,
         }
+    }
+
+    /// The same server with other limits from `now` on: what was sent counts against those too, with `unacked` units whose headers have
+    /// not come and `unfinished` ones whose attempts are not over. The gate stays as it is.
+    ///
+    /// A limit of the same kind and period takes over what the old one knows, to the unit. Another one counts at most what it must: what
+    /// the old limits with a period as long had in use, as if it had arrived just now; all that it allows when none was as long.
+    #[must_use]
+    pub fn with_limits(&self, now: Instant, limits: &[Limit], unacked: u32, unfinished: u32) -> Quota {
+        let mut quota = Quota { gate: self.gate, ..Quota::new(limits, self.margin) };
+        let mut known: Vec<usize> = (0..self.limits.len()).collect();
+        for (index, limit) in limits.iter().enumerate() {
+            let same =
+                known.iter().position(|&old| self.rungs[old] == self.limits[old].kind() && self.limits[old].is_like(limit));
+            let taken_over = same.and_then(|at| self.states[known.remove(at)].refitted(now, limit, self.margin));
+            quota.states[index] = taken_over.unwrap_or_else(|| {
+                let in_flight = if limit.anchor() == Anchor::Finish { unfinished } else { unacked };
+                let remembers = |old: &usize| self.limits[*old].period() >= limit.period();
+                let used = (0..self.limits.len()).filter(remembers).map(|old| self.states[old].used(now)).min();
+                let arrived = used.unwrap_or(u32::MAX).min(limit.capacity()).saturating_sub(in_flight);
+                State::carried(limit, self.margin, now, arrived, in_flight)
+            });
+        }
+        quota
     }
 
     /// When a message of `cost` units may be sent, asked at `now`; changes nothing.
@@ -143,9 +139,9 @@ impl Quota {
     #[inline]
     fn decide(&self, now: Instant, cost: u32) -> (Eligible, Option<u16>) {
         let mut decided = (self.gate.next_eligible(now), None);
-        for (index, (_, state)) in self.limits.iter().enumerate() {
+        for (index, state) in self.states.iter().enumerate() {
             let eligible = state.next_eligible(now, cost);
-            if eligible != Eligible::Now && rank(eligible) > rank(decided.0) {
+            if eligible != Eligible::Now && eligible.rank() > decided.0.rank() {
                 decided = (eligible, Some(index as u16));
             }
         }
@@ -158,15 +154,38 @@ impl Quota {
     #[inline]
     pub fn send(&mut self, now: Instant, cost: u32) {
         self.gate.send(now);
-        for (_, state) in &mut self.limits {
+        for state in &mut self.states {
             state.send(now, cost);
         }
     }
 
-    /// Starts the clocks of `cost` units that were sent: the server has counted them by `at`, which may lie ahead.
+    /// Starts the clocks of `cost` units that were sent: the server has counted them by `at`, which may lie ahead. Those of limits that
+    /// are anchored at the finish go on waiting.
     #[inline]
     pub fn ack(&mut self, at: Instant, cost: u32) {
-        for (_, state) in &mut self.limits {
+        if self.late {
+            self.start(Anchor::Headers, at, cost);
+            return;
+        }
+        for state in &mut self.states {
+            state.ack(at, cost);
+        }
+    }
+
+    /// Whether a limit is anchored at the finish: then every unit sent is to be told to [`finish`](Quota::finish).
+    #[inline]
+    pub fn waits_for_finish(&self) -> bool {
+        self.late
+    }
+
+    /// Starts the clocks that are anchored at the finish of `cost` units that were sent: the server has counted them by `at`.
+    pub fn finish(&mut self, at: Instant, cost: u32) {
+        self.start(Anchor::Finish, at, cost);
+    }
+
+    fn start(&mut self, anchor: Anchor, at: Instant, cost: u32) {
+        let anchored = |limit: &Limit| limit.anchor() == anchor;
+        for (_, state) in self.limits.iter().zip(&mut self.states).filter(|(limit, _)| anchored(limit)) {
             state.ack(at, cost);
         }
     }
@@ -174,7 +193,7 @@ impl Quota {
     /// Takes back a message that was charged at `sent` and of which nothing left this machine.
     pub fn refund(&mut self, sent: Instant, cost: u32) {
         self.gate.unanswered(sent);
-        for (_, state) in &mut self.limits {
+        for state in &mut self.states {
             state.refund(cost);
         }
     }
@@ -187,12 +206,43 @@ impl Quota {
         self.gate.accepted(sent)
     }
 
-    /// The server rejected the message sent at `sent`: closes the gate, as told at `now`, for `retry_after`, else for the
-    /// shortest period of the limits (1 s without limits). Returns the end of the closure if that moved.
+    /// The server rejected the message sent at `sent`: closes the gate, as told at `now`, for `retry_after`, else for the period of
+    /// the limit that is to blame: the one that last took a step, else the shortest; 1 s without limits. Returns the end of the closure
+    /// if that moved.
     ///
     /// Never shortens a closure. A rejection of a message that was sent before an accepted probe is old news, and ignored.
     pub fn rejected(&mut self, now: Instant, sent: Instant, retry_after: Option<Span>) -> Option<Instant> {
-        self.gate.rejected(now, sent, retry_after.unwrap_or(self.untold))
+        let blamed = || self.stepped.map(|(_, index)| index).or_else(|| self.suspect());
+        let untold = || blamed().map_or(UNTOLD, |index| self.limits[index].period());
+        self.gate.rejected(now, sent, retry_after.unwrap_or_else(untold))
+    }
+
+    /// Which limit a rejection is put down to: the shortest that can still climb, else the shortest.
+    fn suspect(&self) -> Option<usize> {
+        (0..self.limits.len()).min_by_key(|&index| (self.next_rung(index).is_none(), self.limits[index].period()))
+    }
+
+    fn next_rung(&self, index: usize) -> Option<Kind> {
+        above(self.rungs[index]).filter(|_| self.limits[index].is_guessed())
+    }
+
+    /// The server rejected a message, sent at `sent`, although it conformed: the shortest limit whose kind is a guess is treated as
+    /// the next stricter kind from `now` on, with nothing left. To be told before [`rejected`](Quota::rejected).
+    ///
+    /// What was sent before the last step, or at that instant, did not conform to what came of it: no step. Nor is there one when all
+    /// kinds were named, or have climbed as far as they can.
+    pub fn climb(&mut self, now: Instant, sent: Instant) -> Option<Step> {
+        if self.stepped.is_some_and(|(stepped, _)| sent <= stepped) {
+            return None;
+        }
+        let index = self.suspect()?;
+        let (limit, from, to) = (&self.limits[index], self.rungs[index], self.next_rung(index)?);
+        let state = &mut self.states[index];
+        let used = state.used(now);
+        *state = State::on_rung(to, limit, self.margin, now, state.in_flight());
+        self.rungs[index] = to;
+        self.stepped = Some((now, index));
+        Some(Step { limit: index as u16, from, to, used })
     }
 
     /// The attempt sent at `sent` ended without headers: if it was the probe, the next message may be.
@@ -216,8 +266,7 @@ impl Quota {
             (Eligible::Now, _) => 1,
             _ => 0,
         };
-        let free = |(_, state): &(Limit, State)| state.capacity().saturating_sub(state.used(now));
-        self.limits.iter().map(free).fold(cap, u32::min)
+        self.states.iter().map(|state| state.available(now)).fold(cap, u32::min)
     }
 
     /// The largest cost that can ever be admitted; `u32::MAX` without limits.
@@ -227,27 +276,16 @@ impl Quota {
 
     /// The limits as declared, in that order.
     pub fn limits(&self) -> impl Iterator<Item = &Limit> {
-        self.limits.iter().map(|(limit, _)| limit)
+        self.limits.iter()
     }
 
     /// How each limit stands at `now`, in the order of [`limits`](Quota::limits).
     pub fn usage(&self, now: Instant) -> impl Iterator<Item = Usage<'_>> {
-        self.limits.iter().map(move |(limit, state)| {
-            let used = state.used(now);
-            Usage { limit, used, available: state.capacity().saturating_sub(used), next_eligible: state.next_eligible(now, 1) }
+        let states = self.limits.iter().zip(&self.states).zip(&self.rungs);
+        states.map(move |((limit, state), &treated_as)| {
+            let (used, available) = (state.used(now), state.available(now));
+            Usage { limit, treated_as, used, available, next_eligible: state.next_eligible(now, 1) }
         })
-    }
-}
-
-/// Orders what limits say by how much it holds a message back.
-#[inline]
-fn rank(eligible: Eligible) -> (u8, Instant) {
-    match eligible {
-        Eligible::Now => (0, Instant::ORIGIN),
-        Eligible::At(at) => (1, at),
-        Eligible::OnAck => (2, Instant::ORIGIN),
-        Eligible::Closed(until) => (3, until),
-        Eligible::Never => (4, Instant::ORIGIN),
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn submit(engine: &mut Engine, now: Instant, submission: &Submission<
 /// An engine with one backend, and the class of those that cost 1 there.
 pub(crate) fn single(retry: Retry, spec: &BackendSpec) -> (Engine, BackendId, ClassId) {
     let mut engine = engine(retry);
-    let backend = engine.add_backend(spec);
+    let backend = engine.add_backend(Instant::ORIGIN, spec);
     let class = engine.class(Instant::ORIGIN, &[backend], 1).unwrap();
     (engine, backend, class)
 }
