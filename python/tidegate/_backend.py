@@ -1,6 +1,6 @@
 """A backend as a user states it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from tidegate import _core
 from tidegate._errors import ConfigError
@@ -21,6 +21,8 @@ class Backend:
         quota: What the server allows: a `BackendQuota`, or a text such as `"100/min"`. None: its concurrency of 32 is all.
         timeout: Longest attempt, in seconds; None for no end. A handler that is not done by then is cancelled (a thread is
             left to itself and keeps its concurrency until it returns).
+        accounts: Keys, sessions, addresses: whatever the server counts by, at least one. Each has the quota and the concurrency
+            to itself; an attempt goes to the least busy one that has room, and finds it as `request.account`.
         weight: Its share when several backends are ready, above 0.
         classify: `classify(request, value_or_exception) -> Outcome`, instead of the rules in the guide.
 
@@ -35,6 +37,7 @@ class Backend:
         quota: BackendQuota | str | None = None,
         *,
         timeout: float | None = 60,
+        accounts: Sequence[object] | None = None,
         weight: float = 1,
         classify: Classify | None = None,
     ) -> None:
@@ -55,10 +58,17 @@ class Backend:
         if quota is not None and not isinstance(quota, BackendQuota | str):
             msg = f"quota={quota!r}: give a BackendQuota, a text such as '100/min', or None"
             raise ConfigError(msg, option="quota", value=quota)
+        if accounts is not None and (isinstance(accounts, str | bytes) or not isinstance(accounts, Sequence)):
+            msg = "accounts: give a list with one object for each account, such as ['key 1', 'key 2'], or None"
+            raise ConfigError(msg, option="accounts", value=accounts)
+        if accounts is not None and not accounts:
+            msg = f"accounts={accounts!r}: backend {name!r} needs at least one; leave it out for a single one without a name"
+            raise ConfigError(msg, option="accounts", value=accounts)
         self.name = name
         self.handler = handler
         self.quota = quota if isinstance(quota, BackendQuota) else BackendQuota() if quota is None else BackendQuota(quota)
         self.timeout = None if timeout is None else seconds_of("timeout", timeout)
+        self.accounts: tuple[object, ...] | None = None if accounts is None else tuple(accounts)
         self.weight = float(weight)
         self.classify = classify
 

@@ -174,6 +174,7 @@ class BackendQuota:
     Args:
         *limits: `Limit`s, or texts that `Limit.parse` reads. A request is sent when all admit it, and charged to all.
         concurrency: Attempts at once, at least 1; None for no cap.
+        group: Backends whose quotas name the same group spend one: same limits, same concurrency, closed together.
 
     Raises:
         ConfigError: A limit or the concurrency is out of range.
@@ -185,14 +186,20 @@ class BackendQuota:
 
     limits: tuple[Limit, ...]
     concurrency: int | None
+    group: str | None
 
-    def __init__(self, *limits: str | Limit, concurrency: int | None = 32) -> None:
+    def __init__(self, *limits: str | Limit, concurrency: int | None = 32, group: str | None = None) -> None:
         if concurrency is not None:
             count_of("concurrency", concurrency, ", or None for no cap")
+        if group is not None and not (isinstance(group, str) and group):
+            msg = f"group={group!r}: give a name, such as 'api.example', or None"
+            raise ConfigError(msg, option="group", value=group)
         parsed = tuple(limit if isinstance(limit, Limit) else Limit.parse(limit) for limit in limits)
         object.__setattr__(self, "limits", parsed)
         object.__setattr__(self, "concurrency", concurrency)
+        object.__setattr__(self, "group", group)
 
     def __repr__(self) -> str:
         texts = [repr(limit.name) for limit in self.limits]
-        return f"BackendQuota({', '.join([*texts, f'concurrency={self.concurrency}'])})"
+        group = [] if self.group is None else [f"group={self.group!r}"]
+        return f"BackendQuota({', '.join([*texts, f'concurrency={self.concurrency}', *group])})"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Ma
 from contextlib import AsyncExitStack, suppress
 from contextvars import copy_context
 from datetime import timedelta
-from itertools import repeat
+from itertools import cycle, repeat
 from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack, cast
 
@@ -346,6 +346,7 @@ class RateLimitScheduler:
         """How everything stands now: backends, their limits, what waits and runs."""
         backends = {}
         for backend, (state, until, in_flight, strays, limits) in zip(self._backends, self._core.status(), strict=True):
+            declared = backend.quota.limits
             rows = tuple(
                 LimitState(
                     name=limit.name,
@@ -356,8 +357,9 @@ class RateLimitScheduler:
                     used=used,
                     available=available,
                     next_eligible_in=next_eligible,
+                    account=None if backend.accounts is None else account,
                 )
-                for limit, (used, available, next_eligible) in zip(backend.quota.limits, limits, strict=True)
+                for limit, (account, used, available, next_eligible) in zip(cycle(declared), limits, strict=False)
             )
             backends[backend.name] = BackendState(state, until, in_flight, strays, rows)
         ledger = self.ledger()
@@ -534,7 +536,23 @@ def _checked(backends: Iterable[Backend]) -> list[Backend]:
             msg = f"backends={backend.name!r}: two backends have this name; give each its own"
             raise ConfigError(msg, option="backends", value=backend.name)
         checked.append(backend)
+    _check_groups(checked)
     return checked
+
+
+def _check_groups(backends: Iterable[Backend]) -> None:
+    first: dict[str, Backend] = {}
+    for backend in backends:
+        group = backend.quota.group
+        if group is None:
+            continue
+        other = first.setdefault(group, backend)
+        if (backend.quota, backend.accounts) != (other.quota, other.accounts):
+            msg = (
+                f"group={group!r}: backends {other.name!r} and {backend.name!r} spend one quota, so give them the same limits, "
+                "concurrency and accounts, or different groups"
+            )
+            raise ConfigError(msg, option="group", value=group)
 
 
 def _check_names(options: Mapping[str, object]) -> None:

@@ -32,7 +32,8 @@ class Ledger:
 class LimitState:
     """One limit at one moment.
 
-    `used` counts units in flight too; `next_eligible_in` is in seconds, None until something is acknowledged.
+    `used` counts units in flight too; `next_eligible_in` is in seconds, None until something is acknowledged; `account` is the
+    place of its account in `accounts=`, from 0, None for a backend without them.
     """
 
     name: str
@@ -43,11 +44,12 @@ class LimitState:
     used: int
     available: int
     next_eligible_in: float | None
+    account: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
-    """One backend at one moment.
+    """One backend at one moment; with accounts, as the one that takes a request first.
 
     `state` is `"open"`, `"limited"`, `"full"` (concurrency) or `"closed"` (by the server); `next_eligible_in` the seconds
     until that may change, None when only an event can; `strays` the attempts in flight that were given up.

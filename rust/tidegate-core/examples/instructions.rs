@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::process::ExitCode;
 
 use tidegate_core::engine::{
-    Answer, BackendId, BackendSpec, ClassId, Engine, Finished, Flags, Leased, Options, Outcome, Submission,
+    Answer, BackendId, BackendSpec, ClassId, Engine, Finished, Flags, Leased, Options, Outcome, Spends, Submission,
 };
 use tidegate_core::limit::Limit;
 use tidegate_core::queue::Order;
@@ -40,6 +40,7 @@ impl Load {
         let spec = BackendSpec {
             limits: all.into_iter().take(limits).collect::<Result<_, _>>().expect("valid limits"),
             concurrency: Some(AT_ONCE),
+            spends: Spends::Own(1),
             timeout: Some(Span::from_secs(60)),
             weight: 1.0,
         };

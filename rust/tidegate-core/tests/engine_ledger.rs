@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use common::{MS, NORMAL, SECOND, TICK, at, cases, spec, submit, take_all};
 use proptest::prelude::*;
 use tidegate_core::engine::{
-    Action, Answer, BackendId, BackendSpec, ClassId, Ended, Ending, Engine, Event, Finished, Flags, Handle,
+    Action, Answer, BackendId, BackendSpec, ClassId, Ended, Ending, Engine, Event, Finished, Flags, Handle, Spends,
 };
 use tidegate_core::engine::{LeaseId, Options, Outcome, Recharge, Stage, Submission, Waits};
 use tidegate_core::ledger::Ledger;
@@ -626,6 +626,7 @@ fn backend() -> impl Strategy<Value = BackendSpec> {
     let limits = prop::collection::vec(limit(), 0..3);
     let timeout = prop::option::weighted(0.6, prop_oneof![Just(0), 0..MS, 0..100 * MS, 0..10 * SECOND]);
     (limits, prop::option::weighted(0.8, 1u32..4), timeout).prop_map(|(limits, concurrency, timeout)| BackendSpec {
+        spends: Spends::Own(1),
         timeout: timeout.map(Span::from_nanos),
         ..spec(&limits, concurrency)
     })

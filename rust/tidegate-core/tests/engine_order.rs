@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{TICK, at, cases, engine_in_order, retry, submit, take_all};
 use proptest::prelude::*;
-use tidegate_core::engine::{Action, Answer, BackendSpec, Engine, Finished, Handle, LeaseId, Outcome, Recharge, Submission};
+use tidegate_core::engine::{
+    Action, Answer, BackendSpec, Engine, Finished, Handle, LeaseId, Outcome, Recharge, Spends, Submission,
+};
 use tidegate_core::limit::{Eligible, Limit, Margin, Quota};
 use tidegate_core::queue::Order;
 use tidegate_core::time::{Instant, Span};
@@ -372,6 +374,7 @@ fn backend() -> impl Strategy<Value = BackendSpec> {
     (limits, prop::option::weighted(0.7, 1u32..4), 1u8..3).prop_map(|(limits, concurrency, weight)| BackendSpec {
         limits,
         concurrency,
+        spends: Spends::Own(1),
         timeout: None,
         weight: f64::from(weight),
     })

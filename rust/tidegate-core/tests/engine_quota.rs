@@ -452,7 +452,7 @@ fn a_hopeless_head_expires_before_it_costs_a_permit() {
     assert!(engine.pop_ended().is_none());
     let (now, next) = wait(&mut engine, at(SECOND));
     assert_eq!(next.request, patient);
-    assert_eq!(engine.status(backend, now).limits().next().unwrap().used, 1);
+    assert_eq!(engine.status(backend, now).limits().next().unwrap().1.used, 1);
 }
 
 /// What another backend keeps for a larger, more urgent request does not make a smaller one hopeless.

@@ -1,7 +1,7 @@
 //! A message that an attempt asked to send and then does not send costs nothing and holds nobody up.
 
 use tidegate_core::engine::{
-    Action, Answer, BackendId, BackendSpec, Engine, Flags, LeaseId, Options, Outcome, Recharge, Submission,
+    Action, Answer, BackendId, BackendSpec, Engine, Flags, LeaseId, Options, Outcome, Recharge, Spends, Submission,
 };
 use tidegate_core::limit::Limit;
 use tidegate_core::queue::Order;
@@ -19,7 +19,7 @@ fn running(sent: u32) -> (Engine, LeaseId) {
     let retry = Retry { attempts: 1, base: Span::ZERO, cap: Span::ZERO, budget_milli: 1000 };
     let mut engine = Engine::new(&Options { capacity: 10, order: Order::Strict, retry, seed: 1 }, at(0));
     let limits = vec![Limit::window(AMOUNT, Span::from_secs(1)).unwrap()];
-    engine.add_backend(&BackendSpec { limits, concurrency: None, timeout: None, weight: 1.0 });
+    engine.add_backend(&BackendSpec { limits, concurrency: None, spends: Spends::Own(1), timeout: None, weight: 1.0 });
     submit(&mut engine, sent);
     let leased = engine.take(at(0)).expect("the quota is unused");
     (engine, leased.lease)
@@ -35,7 +35,7 @@ fn submit(engine: &mut Engine, cost: u32) {
 }
 
 fn used(engine: &Engine, now: Instant) -> u32 {
-    engine.status(BackendId(0), now).limits().next().unwrap().used
+    engine.status(BackendId(0), now).limits().next().unwrap().1.used
 }
 
 fn recharged(engine: &mut Engine) -> usize {

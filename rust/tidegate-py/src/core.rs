@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::{
-    Answer, BackendId, BackendSpec, BackendState, ClassError, Engine, Flags, Handle, LeaseId, Options, Outcome, Recharge,
+    Answer, BackendId, BackendSpec, BackendState, ClassError, Engine, Flags, Handle, LeaseId, Options, Outcome, Recharge, Spends,
 };
 use tidegate_core::limit::{Eligible, Limit};
 use tidegate_core::queue::Order;
@@ -56,6 +56,7 @@ struct LimitOptions {
 struct QuotaOptions {
     limits: Vec<LimitOptions>,
     concurrency: Option<u32>,
+    group: Option<String>,
 }
 
 /// A `tidegate.Backend`.
@@ -64,6 +65,7 @@ struct BackendOptions {
     name: String,
     quota: QuotaOptions,
     timeout: Option<f64>,
+    accounts: Option<Vec<Py<PyAny>>>,
     weight: f64,
 }
 
@@ -289,14 +291,20 @@ impl Core {
     /// Adds a `tidegate.Backend`, whose attempts `runner` runs.
     #[pyo3(signature = (backend, runner, /))]
     fn add_backend(&self, py: Python<'_>, backend: BackendOptions, runner: Py<PyAny>) -> PyResult<()> {
-        let BackendOptions { name, quota, timeout, weight } = backend;
+        let BackendOptions { name, quota, timeout, accounts, weight } = backend;
         let limits = quota.limits.iter().map(|limit| limit.declared(py)).collect::<PyResult<_>>()?;
-        let concurrency = quota.concurrency;
-        let spec = BackendSpec { limits, concurrency, timeout: timeout.and_then(convert::span), weight };
+        let QuotaOptions { concurrency, group, .. } = quota;
+        let accounts = accounts.unwrap_or_default();
         let name = convert::interned(py, &name);
         self.with(py, |state| {
-            state.engine.add_backend(&spec);
-            state.backends.push(Backend { name, runner });
+            let shared = group.as_ref().and_then(|group| state.groups.get(group));
+            let spends = shared.map_or(Spends::Own(accounts.len().max(1) as u32), |&with| Spends::Shared(with));
+            let spec = BackendSpec { limits, concurrency, spends, timeout: timeout.and_then(convert::span), weight };
+            let id = state.engine.add_backend(&spec);
+            state.backends.push(Backend { name, runner, accounts });
+            if let Some(group) = group {
+                state.groups.entry(group).or_insert(id);
+            }
         })
     }
 
@@ -595,22 +603,22 @@ impl Core {
     }
 
     /// For each backend `(state, seconds until it may change or None, in flight, strays, limits)`, and for each limit
-    /// `(used, available, seconds until it admits a cost of 1 or None)`.
+    /// `(account from 0, used, available, seconds until it admits a cost of 1 or None)`.
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let now = self.now();
         let until = |at: Instant| seconds(at.since(now));
         let state = self.lock()?;
         let rows = (0..state.backends.len()).map(|id| {
             let status = state.engine.status(BackendId(id as u16), now);
-            let limits: Vec<(u32, u32, Option<f64>)> = status
+            let limits: Vec<(usize, u32, u32, Option<f64>)> = status
                 .limits()
-                .map(|usage| {
+                .map(|(account, usage)| {
                     let next = match usage.next_eligible {
                         Eligible::Now => Some(0.0),
                         Eligible::At(at) | Eligible::Closed(at) => Some(until(at)),
                         Eligible::OnAck | Eligible::Never => None,
                     };
-                    (usage.used, usage.available, next)
+                    (account, usage.used, usage.available, next)
                 })
                 .collect();
             let (word, change) = match status.state() {

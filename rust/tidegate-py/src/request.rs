@@ -33,6 +33,7 @@ pub(crate) struct Request {
     /// The coroutine function that runs this attempt.
     #[pyo3(get, name = "_runner")]
     pub(crate) runner: Py<PyAny>,
+    pub(crate) account: Option<Py<PyAny>>,
     pub(crate) attempt: u32,
     pub(crate) priority: u8,
     pub(crate) deadline: Instant,
@@ -44,16 +45,17 @@ pub(crate) struct Attempt {
     pub(crate) target: Py<PyAny>,
     pub(crate) backend: Py<PyString>,
     pub(crate) runner: Py<PyAny>,
+    pub(crate) account: Option<Py<PyAny>>,
 }
 
-/// What an object held of its last attempt: target, backend, runner. To be dropped where Python code may run.
-pub(crate) type Old = (Option<Py<PyAny>>, Option<Py<PyString>>, Option<Py<PyAny>>);
+/// What an object held of its last attempt: target, backend, runner, account. To be dropped where Python code may run.
+pub(crate) type Old = (Option<Py<PyAny>>, Option<Py<PyString>>, Option<Py<PyAny>>, Option<Py<PyAny>>);
 
 impl Request {
     pub(crate) fn new(core: Py<Core>, attempt: Attempt) -> Request {
-        let Attempt { leased, target, backend, runner } = attempt;
+        let Attempt { leased, target, backend, runner, account } = attempt;
         let Leased { lease, attempt, priority, deadline, .. } = leased;
-        Request { core, lease, target, backend, runner, attempt, priority, deadline }
+        Request { core, lease, target, backend, runner, account, attempt, priority, deadline }
     }
 
     /// Uses the object of an attempt that is over for the next one, if nobody has it but its worker; nothing otherwise. To make a new
@@ -69,6 +71,7 @@ impl Request {
         target: &Py<PyAny>,
         backend: &Py<PyString>,
         runner: &Py<PyAny>,
+        account: Option<&Py<PyAny>>,
     ) -> Option<Old> {
         let object = last.as_ptr();
         // SAFETY: a live object, and we are attached.
@@ -85,6 +88,7 @@ impl Request {
             replaced(py, &mut place.target, target),
             replaced(py, &mut place.backend, backend),
             replaced(py, &mut place.runner, runner),
+            std::mem::replace(&mut place.account, account.map(|account| account.clone_ref(py))),
         ))
     }
 }
@@ -98,8 +102,8 @@ fn replaced<T>(py: Python<'_>, place: &mut Py<T>, new: &Py<T>) -> Option<Py<T>> 
 #[pymethods]
 impl Request {
     #[getter]
-    fn account(&self) -> Option<Py<PyAny>> {
-        None
+    fn account(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.account.as_ref().map(|account| account.clone_ref(py))
     }
 
     #[getter]
@@ -197,7 +201,8 @@ impl Request {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.core)?;
         visit.call(&self.target)?;
-        visit.call(&self.runner)
+        visit.call(&self.runner)?;
+        visit.call(&self.account)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -28,6 +28,8 @@ pub(crate) struct Foreign {
 pub(crate) struct Backend {
     pub(crate) name: Py<PyString>,
     pub(crate) runner: Py<PyAny>,
+    /// As declared; none when it has a single one without a name.
+    pub(crate) accounts: Vec<Py<PyAny>>,
 }
 
 #[derive(Clone, Copy)]
@@ -91,6 +93,8 @@ pub(crate) struct State {
     /// The requests of threads, by the address of the future that waits for each.
     futures: HashMap<usize, Handle>,
     pub(crate) backends: Vec<Backend>,
+    /// By the name of a group, the first of its backends.
+    pub(crate) groups: HashMap<String, BackendId>,
     workers: Vec<Worker>,
     free_workers: Vec<u32>,
     /// The worker that asked last, and for how long no other one did: as long as it has not suspended, if it is not the only one.
@@ -119,6 +123,7 @@ impl State {
             pending: Vec::new(),
             futures: HashMap::new(),
             backends: Vec::new(),
+            groups: HashMap::new(),
             workers: Vec::new(),
             free_workers: Vec::new(),
             turn: 0,
@@ -263,15 +268,16 @@ impl State {
         place.running = Some(Running { lease: leased.lease, request: leased.request, backend: leased.backend });
         let pending = self.pending[leased.request.slot() as usize].as_ref().expect("a leased request is pending");
         let backend = &self.backends[usize::from(leased.backend.0)];
-        let (target, name) = (&pending.target, &backend.name);
+        let (target, name, account) = (&pending.target, &backend.name, backend.accounts.get(leased.account as usize));
         let runner = pending.runner.as_ref().unwrap_or(&backend.runner);
         if let Some(last) = &place.request
-            && let Some(old) = Request::renew(py, last, &leased, target, name, runner)
+            && let Some(old) = Request::renew(py, last, &leased, target, name, runner, account)
         {
             return Next::Again(last.clone_ref(py), old);
         }
         let (target, backend, runner) = (target.clone_ref(py), name.clone_ref(py), runner.clone_ref(py));
-        Next::New(Attempt { leased, target, backend, runner }, place.request.take())
+        let account = account.map(|account| account.clone_ref(py));
+        Next::New(Attempt { leased, target, backend, runner, account }, place.request.take())
     }
 
     /// Keeps the object of a worker's attempt, to be used again.
@@ -448,7 +454,10 @@ impl State {
 
     pub(crate) fn traverse(&self, visit: &pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
         self.pending.iter().flatten().try_for_each(|pending| pending.traverse(visit))?;
-        self.backends.iter().try_for_each(|backend| visit.call(&backend.runner))?;
+        for Backend { runner, accounts, .. } in &self.backends {
+            visit.call(runner)?;
+            accounts.iter().try_for_each(|account| visit.call(account))?;
+        }
         self.workers.iter().try_for_each(|worker| visit.call(&worker.request))?;
         if let Some(Wake { here, elsewhere }) = &self.wake {
             visit.call(here)?;

@@ -119,15 +119,15 @@ impl Engine {
         if running.request.is_none() {
             return Recharge::Gone;
         }
-        let id = running.backend;
-        let capacity = self.backends[usize::from(id)].quota.capacity();
+        let account = running.account;
+        let capacity = self.accounts[account as usize].quota.capacity();
         if cost > capacity {
             return Recharge::Never(capacity);
         }
         self.answered(now, index, false, None);
-        self.backends[usize::from(id)].recharges.push_back((lease, cost));
+        self.accounts[account as usize].recharges.push_back((lease, cost));
         let waited = self.actions.len();
-        self.block_for_recharge(now, id);
+        self.block_for_recharge(now, account);
         let mine = |action: &Action| matches!(action, Action::Recharged { lease: granted } if *granted == lease);
         match self.actions.iter().skip(waited).position(mine) {
             Some(at) => {
@@ -150,11 +150,11 @@ impl Engine {
             self.unsend(now, lease, cost);
             return;
         }
-        let id = self.leases.get(index).backend;
-        let recharges = &mut self.backends[usize::from(id)].recharges;
+        let account = self.leases.get(index).account;
+        let recharges = &mut self.accounts[account as usize].recharges;
         let at = (0..recharges.len()).filter(|&at| recharges[at].0 == lease).nth(nth - granted);
         if at.and_then(|at| recharges.remove(at)).is_some() {
-            self.reopen(now, id);
+            self.reopen(now, account);
         }
     }
 
@@ -167,10 +167,10 @@ impl Engine {
             return;
         }
         lease.unacked -= cost;
-        let (id, sent_at) = (lease.backend, lease.sent_at);
-        self.backends[usize::from(id)].quota.refund(sent_at, cost);
-        if let Some(Blocked { cause: Cause::Limit, .. }) = self.backends[usize::from(id)].blocked {
-            self.reopen(now, id);
+        let (account, sent_at) = (lease.account, lease.sent_at);
+        self.accounts[account as usize].quota.refund(sent_at, cost);
+        if self.accounts[account as usize].cause() == Some(Cause::Limit) {
+            self.reopen(now, account);
         }
     }
 
@@ -182,15 +182,14 @@ impl Engine {
     pub fn finish(&mut self, now: Instant, lease: LeaseId, outcome: Outcome, answer: Answer, unsent: bool) -> Finished {
         let Some(index) = self.leases.find(lease) else { return Finished::Stray };
         let running = self.leases.get(index);
-        let (id, request) = (running.backend, running.request);
-        let dropped = self.drop_recharges(id, lease);
+        let (id, account, request) = (running.backend, running.account, running.request);
+        let dropped = self.drop_recharges(account, lease);
         let running = self.leases.get(index);
         if unsent && running.unacked > 0 {
             let (sent_at, unacked) = (running.sent_at, running.unacked);
             self.leases.get_mut(index).unacked = 0;
-            let quota = &mut self.backends[usize::from(id)].quota;
-            quota.refund(sent_at, unacked);
-            self.limit_changed(now, id);
+            self.accounts[account as usize].quota.refund(sent_at, unacked);
+            self.limit_changed(now, account);
         } else if request.is_none() {
             // What it sent is settled, but a rejection is news all the same.
             if outcome == Outcome::Limited {
@@ -218,10 +217,11 @@ impl Engine {
             },
         };
         self.leases.remove(index);
-        let backend = &mut self.backends[usize::from(id)];
-        backend.in_flight -= 1;
-        if dropped || matches!(backend.blocked, Some(Blocked { cause: Cause::Concurrency, .. })) {
-            self.reopen(now, id);
+        self.vacate(account, id);
+        if dropped {
+            self.reopen(now, account);
+        } else if self.accounts[account as usize].cause() == Some(Cause::Concurrency) {
+            self.unfill(now, account);
         }
         finished
     }
@@ -363,15 +363,15 @@ impl Engine {
     pub(super) fn detach(&mut self, now: Instant, index: u32) {
         let lease = self.leases.get_mut(index);
         lease.request = None;
-        let id = lease.backend;
-        let backend = &mut self.backends[usize::from(id)];
+        let account = lease.account;
+        let backend = &mut self.backends[usize::from(lease.backend)];
         backend.strays += 1;
         self.leases.remove_timed(&mut backend.timed, index);
         let lease = self.leases.id(index);
-        let dropped = self.drop_recharges(id, lease);
+        let dropped = self.drop_recharges(account, lease);
         self.unanswered(now, index);
         if dropped {
-            self.reopen(now, id);
+            self.reopen(now, account);
         }
         self.actions.push_back(Action::Interrupt { lease });
     }
@@ -389,28 +389,29 @@ impl Engine {
     #[inline]
     fn answered(&mut self, now: Instant, index: u32, rejection: bool, retry_after: Option<Span>) {
         let lease = self.leases.get_mut(index);
-        let (id, sent_at, unacked) = (lease.backend, lease.sent_at, std::mem::take(&mut lease.unacked));
+        let (backend, account) = (BackendId(lease.backend), lease.account);
+        let (sent_at, unacked) = (lease.sent_at, std::mem::take(&mut lease.unacked));
         // The acknowledgement and the outcome of one attempt are one rejection.
         let was_rejected = lease.rejected;
         lease.rejected |= rejection;
-        let backend = &mut self.backends[usize::from(id)];
+        let charged = &mut self.accounts[account as usize];
         if unacked > 0 {
-            backend.longest_latency = backend.longest_latency.max(now.since(sent_at));
-            backend.quota.ack(now, unacked);
+            charged.longest_latency = charged.longest_latency.max(now.since(sent_at));
+            charged.quota.ack(now, unacked);
         }
         let event = if was_rejected {
             None
         } else if rejection {
-            let is_closed = matches!(backend.quota.gate(now), GateState::Closed(_));
-            let closed = backend.quota.rejected(now, sent_at, retry_after).filter(|_| !is_closed);
-            closed.map(|until| Event::LimitClosed { backend: BackendId(id), until })
+            let is_closed = matches!(charged.quota.gate(now), GateState::Closed(_));
+            let closed = charged.quota.rejected(now, sent_at, retry_after).filter(|_| !is_closed);
+            closed.map(|until| Event::LimitClosed { backend, until })
         } else {
-            backend.quota.accepted(sent_at).then_some(Event::LimitReopened { backend: BackendId(id) })
+            charged.quota.accepted(sent_at).then_some(Event::LimitReopened { backend })
         };
         if let Some(event) = event {
             self.push_event(event);
         }
-        self.limit_changed(now, id);
+        self.limit_changed(now, account);
     }
 
     /// What an attempt sent gets no answer: charged as if its headers came as late as any have.
@@ -420,41 +421,41 @@ impl Engine {
         if unacked == 0 {
             return;
         }
-        let (id, sent_at) = (lease.backend, lease.sent_at);
-        let backend = &mut self.backends[usize::from(id)];
-        backend.quota.ack(now + backend.longest_latency, unacked);
-        backend.quota.unanswered(sent_at);
-        self.limit_changed(now, id);
+        let (account, sent_at) = (lease.account, lease.sent_at);
+        let charged = &mut self.accounts[account as usize];
+        charged.quota.ack(now + charged.longest_latency, unacked);
+        charged.quota.unanswered(sent_at);
+        self.limit_changed(now, account);
     }
 
     /// Something happened to a quota: what it holds back may go earlier than it was told.
     #[inline]
-    fn limit_changed(&mut self, now: Instant, id: u16) {
-        let backend = &self.backends[usize::from(id)];
-        let Some(Blocked { cause: Cause::Limit, until, cost, .. }) = backend.blocked else { return };
-        let earlier = match backend.quota.next_eligible(now, cost).eligible {
+    fn limit_changed(&mut self, now: Instant, account: u32) {
+        let changed = &self.accounts[account as usize];
+        let Some(Blocked { cause: Cause::Limit, until, cost, .. }) = changed.blocked else { return };
+        let earlier = match changed.quota.next_eligible(now, cost).eligible {
             Eligible::Now => true,
             Eligible::At(at) | Eligible::Closed(at) => until.is_none_or(|until| at < until),
             Eligible::OnAck | Eligible::Never => false,
         };
         if earlier {
-            self.reopen(now, id);
+            self.reopen(now, account);
         }
     }
 
     /// Grants what the limits admit of the messages that running attempts wait to send. If some must wait on, what the
-    /// backend is blocked by for their sake.
+    /// account is blocked by for their sake.
     #[inline]
-    pub(super) fn serve_recharges(&mut self, now: Instant, id: u16) -> Option<Blocked> {
+    pub(super) fn serve_recharges(&mut self, now: Instant, account: u32) -> Option<Blocked> {
         loop {
-            let backend = &mut self.backends[usize::from(id)];
-            let &(lease, cost) = backend.recharges.front()?;
-            let blocked = Blocked::by(backend.quota.next_eligible(now, cost).eligible, cost, None);
+            let charged = &mut self.accounts[account as usize];
+            let &(lease, cost) = charged.recharges.front()?;
+            let blocked = Blocked::by(charged.quota.next_eligible(now, cost).eligible, cost, None);
             if blocked.is_some() {
                 return blocked;
             }
-            backend.recharges.pop_front();
-            backend.quota.send(now, cost);
+            charged.recharges.pop_front();
+            charged.quota.send(now, cost);
             if let Some(index) = self.leases.find(lease) {
                 let lease = self.leases.get_mut(index);
                 lease.unacked += cost;
@@ -466,10 +467,10 @@ impl Engine {
     }
 
     /// An attempt that is over sends nothing more; to be called before its end is settled, which may grant it something. Whether it
-    /// waited to: then its backend is to be reopened once all is settled.
+    /// waited to: then its account is to be reopened once all is settled.
     #[inline]
-    fn drop_recharges(&mut self, id: u16, lease: LeaseId) -> bool {
-        let recharges = &mut self.backends[usize::from(id)].recharges;
+    fn drop_recharges(&mut self, account: u32, lease: LeaseId) -> bool {
+        let recharges = &mut self.accounts[account as usize].recharges;
         let waiting = recharges.len();
         if waiting > 0 {
             recharges.retain(|&(waiting, _)| waiting != lease);

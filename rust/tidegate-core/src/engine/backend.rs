@@ -1,21 +1,31 @@
 //! One upstream as the engine sees it, and the sets of backends that a request may go to.
 
-use std::collections::VecDeque;
-
-use super::lease::{LeaseId, Timed};
+use super::BackendId;
+use super::account::Accounts;
+use super::lease::Timed;
 use super::request::Mark;
-use crate::limit::{Eligible, Limit, Margin, Quota};
+use crate::limit::{Eligible, Limit};
 use crate::queue::{Key, ReadyHeap};
 use crate::time::{Instant, Span};
-use crate::wheel::TimerId;
+
+/// Whose quota a backend spends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spends {
+    /// That of its own accounts, so many of them, at least one. Each has the backend's limits and concurrency to itself.
+    Own(u32),
+    /// That of an earlier backend: the same accounts, limits and concurrency.
+    Shared(BackendId),
+}
 
 /// What the engine needs to know of a backend.
 #[derive(Clone, Debug)]
 pub struct BackendSpec {
-    /// What its server allows.
+    /// What its server allows each account.
     pub limits: Vec<Limit>,
-    /// Attempts at once, at least 1; `None` for no cap.
+    /// Attempts at once on each account, at least 1; `None` for no cap.
     pub concurrency: Option<u32>,
+    /// Whose limits and concurrency these are.
+    pub spends: Spends,
     /// Longest attempt; `None` for no end.
     pub timeout: Option<Span>,
     /// Its share among ready backends; > 0.
@@ -60,8 +70,7 @@ impl Blocked {
 
 #[derive(Debug)]
 pub(super) struct Backend {
-    pub(super) quota: Quota,
-    pub(super) concurrency: u32,
+    pub(super) accounts: Accounts,
     pub(super) timeout: Option<Span>,
     pub(super) weight: f64,
     /// Leases that run, strays included.
@@ -69,43 +78,29 @@ pub(super) struct Backend {
     /// Of those, leases whose request has moved on.
     pub(super) strays: u32,
     pub(super) waiting: ReadyHeap,
-    /// `None`: open. Invariant: a backend whose `in_flight` has reached its `concurrency` is blocked.
-    pub(super) blocked: Option<Blocked>,
-    pub(super) timer: Option<TimerId>,
     pub(super) timed: Timed,
     /// A timer is armed for the oldest of `timed`, or for one before it.
     pub(super) watched: bool,
-    /// Running attempts that wait to send one more message, ahead of the queue.
-    pub(super) recharges: VecDeque<(LeaseId, u32)>,
-    /// Longest time seen between a send and its headers.
-    pub(super) longest_latency: Span,
+    /// Those of its accounts that are kept for the cost of a head.
+    pub(super) reserved: Vec<u32>,
     /// The sets that contain it.
     pub(super) sets: Vec<u32>,
 }
 
 impl Backend {
-    pub(super) fn new(spec: &BackendSpec) -> Backend {
+    pub(super) fn new(spec: &BackendSpec, accounts: Accounts) -> Backend {
         Backend {
-            quota: Quota::new(&spec.limits, Margin::default()),
-            concurrency: spec.concurrency.unwrap_or(u32::MAX),
+            accounts,
             timeout: spec.timeout,
             weight: spec.weight,
             in_flight: 0,
             strays: 0,
             waiting: ReadyHeap::default(),
-            blocked: None,
-            timer: None,
             timed: Timed::NONE,
             watched: false,
-            recharges: VecDeque::new(),
-            longest_latency: Span::ZERO,
+            reserved: Vec::new(),
             sets: Vec::new(),
         }
-    }
-
-    #[inline]
-    pub(super) fn is_full(&self) -> bool {
-        self.in_flight >= self.concurrency
     }
 }
 

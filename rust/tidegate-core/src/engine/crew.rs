@@ -26,7 +26,7 @@ pub(super) struct Crew {
     call: usize,
     /// Hired and not gone home, asleep ones included.
     size: usize,
-    /// Sum of the backends' concurrency.
+    /// Sum of the accounts' concurrency.
     most: usize,
 }
 
@@ -69,8 +69,8 @@ impl Default for Crew {
 }
 
 impl Crew {
-    pub(super) fn backend_added(&mut self, concurrency: Option<u32>) {
-        self.most += concurrency.map_or(UNCAPPED, |cap| cap as usize);
+    pub(super) fn accounts_added(&mut self, concurrency: Option<u32>, count: u32) {
+        self.most += concurrency.map_or(UNCAPPED, |cap| cap as usize * count as usize);
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the queue to a lease: which head goes next, and to which backend.
 
+use super::account::Account;
 use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
 use super::lease::LeaseId;
@@ -19,6 +20,8 @@ pub struct Leased {
     pub request: Handle,
     /// Where it goes.
     pub backend: BackendId,
+    /// On which of the backend's accounts, from 0.
+    pub account: u32,
     /// Which attempt it is, from 1. Attempts that a limit rejected are not counted.
     pub attempt: u32,
     /// Of its request.
@@ -37,8 +40,8 @@ impl Engine {
         self.tick(now);
         loop {
             let class = self.least_class()?;
-            if let Some((slot, backend)) = self.place(now, class) {
-                return Some(self.lease(now, slot, backend));
+            if let Some((slot, place)) = self.place(now, class) {
+                return Some(self.lease(now, slot, place));
             }
         }
     }
@@ -63,7 +66,8 @@ impl Engine {
         let mut demand = 0usize;
         for id in self.ready_backends() {
             let backend = &self.backends[id];
-            let slots = backend.concurrency.saturating_sub(backend.in_flight).min(backend.quota.headroom(now).max(1)) as usize;
+            let slots =
+                self.accounts[backend.accounts.span()].iter().map(|account| account.slots(now)).fold(0, usize::saturating_add);
             // No more classes than slots are looked at: each holds at least one request.
             let lengths = backend.waiting.classes().take(slots).map(|class| self.classes[class as usize].queue.len());
             demand = demand.saturating_add(slots.min(lengths.sum()));
@@ -98,10 +102,10 @@ impl Engine {
         least.map(|(_, class)| class)
     }
 
-    /// The head of `class`, and the backend that takes it now. If there is none, those of its set that were open are blocked when
-    /// this returns, or the head is expired since it cannot go before its deadline: look again.
+    /// The head of `class`, and the backend and account that take it now. If there is none, those of its set that were open are
+    /// blocked when this returns, or the head is expired since it cannot go before its deadline: look again.
     #[inline]
-    fn place(&mut self, now: Instant, class: u32) -> Option<(u32, u16)> {
+    fn place(&mut self, now: Instant, class: u32) -> Option<(u32, (u16, u32))> {
         let waiting = &self.classes[class as usize];
         let (set, cost) = (waiting.set, waiting.cost);
         let slot = waiting.queue.head(&self.requests)?;
@@ -112,25 +116,16 @@ impl Engine {
             return None;
         }
         let mut ready = 0u32;
-        let mut last = 0u16;
+        let mut last = None;
         for index in 0..self.sets[set as usize].backends.len() {
             let id = self.sets[set as usize].backends[index];
-            let backend = &self.backends[usize::from(id)];
-            if backend.blocked.is_some() {
-                continue;
-            }
-            // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
-            let reserved_for = (cost > 1).then(|| self.key(class, slot));
-            match Blocked::by(backend.quota.next_eligible(now, cost).eligible, cost, reserved_for) {
-                Some(blocked) => self.block(now, id, blocked),
-                None => {
-                    ready += 1;
-                    last = id;
-                }
+            if let Some(account) = self.open_account(now, id, slot, cost) {
+                ready += 1;
+                last = Some((id, account));
             }
         }
         if ready == 1 {
-            return Some((slot, last));
+            return last.map(|place| (slot, place));
         }
         if ready == 0 {
             if deadline < Instant::FAR && self.is_hopeless(now, set, cost, deadline) {
@@ -141,26 +136,43 @@ impl Engine {
         let avoid = self.requests.history(slot).and_then(|history| history.avoid);
         let candidates = self.sets[set as usize].backends.iter().filter_map(|&id| {
             let backend = &self.backends[usize::from(id)];
-            backend.blocked.is_none().then(|| Candidate {
+            backend.accounts.least().map(|_| Candidate {
                 backend: id,
                 in_flight: backend.in_flight,
                 weight: backend.weight,
                 failed: avoid == Some(id),
             })
         });
-        route::choose(candidates).map(|backend| (slot, backend))
+        let chosen = route::choose(candidates)?;
+        self.backends[usize::from(chosen)].accounts.least().map(|account| (slot, (chosen, account)))
+    }
+
+    /// The open account of a backend with the least in flight that admits the head in `slot`. Those that do not are blocked.
+    #[inline]
+    fn open_account(&mut self, now: Instant, id: u16, slot: u32, cost: u32) -> Option<u32> {
+        loop {
+            let account = self.backends[usize::from(id)].accounts.least()?;
+            // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
+            let reserved_for = (cost > 1).then(|| self.key(self.requests.get(slot).class, slot));
+            match Blocked::by(self.accounts[account as usize].quota.next_eligible(now, cost).eligible, cost, reserved_for) {
+                Some(blocked) => self.block(now, account, blocked),
+                None => return Some(account),
+            }
+        }
     }
 
     /// Whether the limits of every backend of a set admit a cost only after `deadline`. Service time is not estimated.
     fn is_hopeless(&self, now: Instant, set: u32, cost: u32, deadline: Instant) -> bool {
-        self.sets[set as usize].backends.iter().all(|&id| {
-            let verdict = self.backends[usize::from(id)].quota.next_eligible(now, cost);
+        let late = |account: &Account| {
+            let verdict = account.quota.next_eligible(now, cost);
             matches!(verdict.eligible, Eligible::At(at) | Eligible::Closed(at) if at >= deadline)
-        })
+        };
+        let accounts = |id: u16| &self.accounts[self.backends[usize::from(id)].accounts.span()];
+        self.sets[set as usize].backends.iter().all(|&id| accounts(id).iter().all(late))
     }
 
     #[inline]
-    fn lease(&mut self, now: Instant, slot: u32, id: u16) -> Leased {
+    fn lease(&mut self, now: Instant, slot: u32, (id, account): (u16, u32)) -> Leased {
         let class = self.requests.get(slot).class;
         let waiting = &mut self.classes[class as usize];
         let cost = waiting.cost;
@@ -173,11 +185,13 @@ impl Engine {
         self.head_changed(now, class);
         let blocked = self.blocked_since(now, slot);
 
-        let lease = self.leases.insert(slot, id, cost, now, blocked);
+        let lease = self.leases.insert(slot, (id, account), cost, now, blocked);
+        let charged = &mut self.accounts[account as usize];
+        charged.quota.send(now, cost);
+        let full = self.occupy(account, id);
         let backend = &mut self.backends[usize::from(id)];
-        backend.quota.send(now, cost);
-        backend.in_flight += 1;
-        let (full, timeout) = (backend.is_full(), backend.timeout);
+        let timeout = backend.timeout;
+        let ordinal = account - backend.accounts.all().start;
         let entry = self.requests.get_mut(slot);
         entry.state = State::Leased;
         entry.lease = lease;
@@ -193,7 +207,7 @@ impl Engine {
         }
         self.ledger.leased += 1;
         if full {
-            self.fill(now, id);
+            self.fill(now, account);
         }
         let (attempted, failed) = self.requests.history(slot).map_or((false, 0), |history| (history.attempted, history.failed));
         if !attempted {
@@ -206,6 +220,7 @@ impl Engine {
             lease: self.leases.id(lease),
             request: self.requests.handle(slot),
             backend: BackendId(id),
+            account: ordinal,
             attempt: failed + 1,
             priority,
             deadline,
@@ -266,24 +281,23 @@ impl Engine {
                 Some(key) => backend.waiting.set(class, key),
                 None => backend.waiting.remove(class),
             }
-            if let Some(Blocked { reserved_for: Some(reserved), .. }) = backend.blocked
-                && backend.waiting.least().map(|(key, _)| key) != Some(reserved)
-            {
-                self.reopen(now, id);
-            } else {
-                self.note_ready(id);
+            let ready = backend.accounts.blocked().is_none() && !backend.waiting.is_empty();
+            note_ready(&mut self.ready, id, ready);
+            if !backend.reserved.is_empty() {
+                self.lift_reservations(now, id);
             }
         }
     }
 
-    #[inline]
-    fn note_ready(&mut self, id: u16) {
-        let backend = &self.backends[usize::from(id)];
-        let (word, bit) = (usize::from(id) / 64, 1u64 << (id % 64));
-        if backend.blocked.is_none() && !backend.waiting.is_empty() {
-            self.ready[word] |= bit;
-        } else {
-            self.ready[word] &= !bit;
+    /// Opens the accounts of a backend that are kept for a head which is not the least any more.
+    fn lift_reservations(&mut self, now: Instant, id: u16) {
+        for account in self.backends[usize::from(id)].reserved.clone() {
+            let Account { blocked, backends, .. } = &self.accounts[account as usize];
+            let reserved = blocked.and_then(|blocked| blocked.reserved_for);
+            let heads = backends.iter().filter_map(|&id| self.backends[usize::from(id)].waiting.least());
+            if heads.map(|(key, _)| key).min() != reserved {
+                self.reopen(now, account);
+            }
         }
     }
 
@@ -300,62 +314,134 @@ impl Engine {
         (limit, concurrency.min(waited - limit))
     }
 
-    /// A backend that was open has reached its concurrency cap.
+    /// One more attempt of a backend runs on an account; whether that fills it.
     #[inline]
-    fn fill(&mut self, now: Instant, id: u16) {
-        let backend = &mut self.backends[usize::from(id)];
-        debug_assert!(backend.blocked.is_none() && backend.timer.is_none());
-        backend.blocked = Some(Blocked::FULL);
-        for &set in &backend.sets {
-            self.sets[set as usize].change(now, None, Some(Cause::Concurrency));
-        }
-        self.note_ready(id);
+    fn occupy(&mut self, account: u32, id: u16) -> bool {
+        self.backends[usize::from(id)].in_flight += 1;
+        let in_flight = self.accounts[account as usize].in_flight;
+        self.set_in_flight(account, in_flight + 1);
+        self.accounts[account as usize].is_full()
     }
 
-    /// Takes nothing more from the queue to this backend until its timer, or an event, reopens it.
-    fn block(&mut self, now: Instant, id: u16, blocked: Blocked) {
-        let backend = &mut self.backends[usize::from(id)];
-        let before = backend.blocked.replace(blocked);
-        if let Some(timer) = backend.timer.take() {
+    /// An attempt of a backend that ran on an account is over.
+    #[inline]
+    pub(super) fn vacate(&mut self, account: u32, id: u16) {
+        self.backends[usize::from(id)].in_flight -= 1;
+        let in_flight = self.accounts[account as usize].in_flight;
+        self.set_in_flight(account, in_flight - 1);
+    }
+
+    #[inline]
+    fn set_in_flight(&mut self, account: u32, in_flight: u32) {
+        let place = &mut self.accounts[account as usize];
+        let before = std::mem::replace(&mut place.in_flight, in_flight);
+        if place.has_siblings {
+            for &id in &place.backends {
+                self.backends[usize::from(id)].accounts.moved(account, before, in_flight);
+            }
+        }
+    }
+
+    /// An account that was open has reached its concurrency cap.
+    #[inline]
+    fn fill(&mut self, now: Instant, account: u32) {
+        let place = &mut self.accounts[account as usize];
+        debug_assert!(place.blocked.is_none() && place.timer.is_none());
+        place.blocked = Some(Blocked::FULL);
+        self.cause_changed(now, account, None, Some(Cause::Concurrency));
+    }
+
+    /// An account that had reached its concurrency cap has room again.
+    #[inline]
+    pub(super) fn unfill(&mut self, now: Instant, account: u32) {
+        let place = &mut self.accounts[account as usize];
+        if place.recharges.is_empty() {
+            debug_assert!(place.timer.is_none() && !place.is_full());
+            place.blocked = None;
+            self.cause_changed(now, account, Some(Cause::Concurrency), None);
+        } else {
+            self.reopen(now, account);
+        }
+    }
+
+    /// Takes nothing more from the queue to this account until its timer, or an event, reopens it.
+    #[inline]
+    fn block(&mut self, now: Instant, account: u32, blocked: Blocked) {
+        self.change(now, account, Some(blocked));
+    }
+
+    /// Looks at a blocked account again: first at the attempts that wait to send one more message, then at its concurrency.
+    #[inline]
+    pub(super) fn reopen(&mut self, now: Instant, account: u32) {
+        let blocked = self.serve_recharges(now, account);
+        let full = || self.accounts[account as usize].is_full().then_some(Blocked::FULL);
+        let blocked = blocked.or_else(full);
+        self.change(now, account, blocked);
+    }
+
+    /// Blocks an account for the attempts ahead of the queue.
+    pub(super) fn block_for_recharge(&mut self, now: Instant, account: u32) {
+        if let Some(blocked) = self.serve_recharges(now, account) {
+            self.block(now, account, blocked);
+        }
+    }
+
+    /// What blocks an account from now on, if anything.
+    fn change(&mut self, now: Instant, account: u32, blocked: Option<Blocked>) {
+        let place = &mut self.accounts[account as usize];
+        let before = std::mem::replace(&mut place.blocked, blocked);
+        if let Some(timer) = place.timer.take() {
             self.wheel.disarm(timer);
         }
-        backend.timer = blocked.until.map(|until| self.wheel.arm(until, Timer::Backend(id)));
-        let before = before.map(|before| before.cause);
-        if before != Some(blocked.cause) {
-            for &set in &backend.sets {
-                self.sets[set as usize].change(now, before, Some(blocked.cause));
-            }
+        if let Some(until) = blocked.and_then(|blocked| blocked.until) {
+            place.timer = Some(self.wheel.arm(until, Timer::Account(account)));
         }
-        self.note_ready(id);
+        let reserved = |blocked: Option<Blocked>| blocked.is_some_and(|blocked| blocked.reserved_for.is_some());
+        if reserved(before) != reserved(blocked) {
+            self.note_reserved(account, reserved(blocked));
+        }
+        let (before, after) = (before.map(|blocked| blocked.cause), blocked.map(|blocked| blocked.cause));
+        if before != after {
+            self.cause_changed(now, account, before, after);
+        }
     }
 
-    /// Looks at a blocked backend again: first at the attempts that wait to send one more message, then at its concurrency.
+    /// Tells the backends of an account, and their sets, what blocks it now.
     #[inline]
-    pub(super) fn reopen(&mut self, now: Instant, id: u16) {
-        if let Some(blocked) = self.serve_recharges(now, id) {
-            self.block(now, id, blocked);
-            return;
-        }
-        let backend = &mut self.backends[usize::from(id)];
-        if backend.is_full() {
-            self.block(now, id, Blocked::FULL);
-            return;
-        }
-        if let Some(before) = backend.blocked.take() {
-            if let Some(timer) = backend.timer.take() {
-                self.wheel.disarm(timer);
-            }
-            for &set in &backend.sets {
-                self.sets[set as usize].change(now, Some(before.cause), None);
+    fn cause_changed(&mut self, now: Instant, account: u32, before: Option<Cause>, after: Option<Cause>) {
+        let Account { in_flight, backends, .. } = &self.accounts[account as usize];
+        for &id in backends {
+            let backend = &mut self.backends[usize::from(id)];
+            let (was, is) = backend.accounts.change(account, *in_flight, before, after);
+            if was != is {
+                for &set in &backend.sets {
+                    self.sets[set as usize].change(now, was, is);
+                }
+                let ready = is.is_none() && !backend.waiting.is_empty();
+                note_ready(&mut self.ready, id, ready);
             }
         }
-        self.note_ready(id);
     }
 
-    /// Blocks a backend for the attempts ahead of the queue.
-    pub(super) fn block_for_recharge(&mut self, now: Instant, id: u16) {
-        if let Some(blocked) = self.serve_recharges(now, id) {
-            self.block(now, id, blocked);
+    fn note_reserved(&mut self, account: u32, reserved: bool) {
+        for &id in &self.accounts[account as usize].backends {
+            let all = &mut self.backends[usize::from(id)].reserved;
+            if reserved {
+                all.push(account);
+            } else {
+                all.retain(|&other| other != account);
+            }
         }
+    }
+}
+
+/// Whether a backend is open and has a class waiting.
+#[inline]
+fn note_ready(words: &mut [u64], id: u16, ready: bool) {
+    let (word, bit) = (&mut words[usize::from(id) / 64], 1u64 << (id % 64));
+    if ready {
+        *word |= bit;
+    } else {
+        *word &= !bit;
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Lease {
     pub(super) request: Option<u32>,
     live: bool,
     pub(super) backend: u16,
+    /// What it is charged to.
+    pub(super) account: u32,
     /// Units sent and not yet acknowledged.
     pub(super) unacked: u32,
     /// The server has rejected the last message of this attempt: counted once.
@@ -71,12 +73,20 @@ pub(super) struct Leases {
 
 impl Leases {
     #[inline]
-    pub(super) fn insert(&mut self, request: u32, backend: u16, cost: u32, now: Instant, blocked: (Span, Span)) -> u32 {
+    pub(super) fn insert(
+        &mut self,
+        request: u32,
+        (backend, account): (u16, u32),
+        cost: u32,
+        now: Instant,
+        blocked: (Span, Span),
+    ) -> u32 {
         let lease = |generation| Lease {
             generation,
             request: Some(request),
             live: true,
             backend,
+            account,
             unacked: cost,
             rejected: false,
             started_at: now,

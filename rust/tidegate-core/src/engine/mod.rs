@@ -13,6 +13,7 @@
 //! Ground rules: one owner calls it; every call that depends on time is given `now`; nothing it does calls back. What its owner has to
 //! act on is read from [`Engine::pop_ended`], [`Engine::pop_action`] and [`Engine::pop_event`].
 
+mod account;
 mod attempt;
 mod backend;
 mod crew;
@@ -28,7 +29,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 
 pub use attempt::{Answer, Finished, Outcome, Recharge};
-pub use backend::BackendSpec;
+pub use backend::{BackendSpec, Spends};
 pub use crew::{Slice, Staffing};
 pub use dispatch::Leased;
 pub use event::{Action, Ended, Ending, Event, Stage};
@@ -42,6 +43,7 @@ use crate::queue::{Class, Flows, Order, Place};
 use crate::retry::{Budget, Random, Retry};
 use crate::time::Instant;
 use crate::wheel::{TimerId, Wheel};
+use account::{Account, Accounts};
 use backend::{Backend, BackendSet};
 use crew::Crew;
 use lease::Leases;
@@ -123,8 +125,8 @@ enum Timer {
     Request(u32),
     /// The oldest attempt of this backend may have run for as long as it may.
     Attempt(u16),
-    /// A blocked backend's limits may have room.
-    Backend(u16),
+    /// A blocked account's limits may have room.
+    Account(u32),
     /// The retry budget has earned a retry that is waited for.
     Budget,
 }
@@ -152,6 +154,7 @@ pub struct Engine {
     sets: Vec<BackendSet>,
     set_ids: HashMap<Box<[u16]>, u32>,
     backends: Vec<Backend>,
+    accounts: Vec<Account>,
     /// Bit `b % 64` of word `b / 64`: backend `b` is open and a class waits for it.
     ready: Vec<u64>,
     wheel: Wheel<Timer>,
@@ -191,6 +194,7 @@ impl Engine {
             sets: Vec::new(),
             set_ids: HashMap::new(),
             backends: Vec::new(),
+            accounts: Vec::new(),
             ready: Vec::new(),
             wheel: Wheel::new(),
             budget: Budget::new(&options.retry, now),
@@ -219,8 +223,29 @@ impl Engine {
     /// When there are 65 535 of them.
     pub fn add_backend(&mut self, spec: &BackendSpec) -> BackendId {
         let id = u16::try_from(self.backends.len()).expect("at most 65535 backends");
-        self.backends.push(Backend::new(spec));
-        self.crew.backend_added(spec.concurrency);
+        let accounts = match spec.spends {
+            Spends::Own(count) => {
+                let first = self.accounts.len() as u32;
+                let account = || Account::new(&spec.limits, spec.concurrency, id, count > 1);
+                self.accounts.extend(std::iter::repeat_with(account).take(count as usize));
+                self.crew.accounts_added(spec.concurrency, count);
+                Accounts::new(first, count)
+            }
+            Spends::Shared(with) => {
+                let shared = self.backends[usize::from(with.0)].accounts.all();
+                let mut accounts = Accounts::new(shared.start, shared.len() as u32);
+                for index in shared {
+                    let account = &mut self.accounts[index as usize];
+                    account.backends.push(id);
+                    accounts.moved(index, 0, account.in_flight);
+                    if let Some(cause) = account.cause() {
+                        accounts.change(index, account.in_flight, None, Some(cause));
+                    }
+                }
+                accounts
+            }
+        };
+        self.backends.push(Backend::new(spec, accounts));
         self.ready.resize(self.backends.len().div_ceil(64), 0);
         BackendId(id)
     }
@@ -230,7 +255,8 @@ impl Engine {
     /// # Errors
     /// When no backend is left.
     pub fn class(&mut self, now: Instant, backends: &[BackendId], cost: u32) -> Result<ClassId, ClassError> {
-        let capacity = |id: &BackendId| self.backends[usize::from(id.0)].quota.capacity();
+        let capacity =
+            |id: &BackendId| self.accounts[self.backends[usize::from(id.0)].accounts.all().start as usize].quota.capacity();
         let mut fit: Vec<u16> = backends.iter().filter(|id| capacity(id) >= cost).map(|id| id.0).collect();
         fit.sort_unstable();
         fit.dedup();
@@ -256,8 +282,8 @@ impl Engine {
         for &id in &backends {
             let backend = &mut self.backends[usize::from(id)];
             backend.sets.push(set);
-            if let Some(blocked) = backend.blocked {
-                clocks.change(now, None, Some(blocked.cause));
+            if let Some(cause) = backend.accounts.blocked() {
+                clocks.change(now, None, Some(cause));
             }
         }
         self.sets.push(clocks);
@@ -389,9 +415,9 @@ impl Engine {
     pub fn tick(&mut self, now: Instant) {
         while let Some(timer) = self.wheel.pop_due(now) {
             match timer {
-                Timer::Backend(backend) => {
-                    self.backends[usize::from(backend)].timer = None;
-                    self.reopen(now, backend);
+                Timer::Account(account) => {
+                    self.accounts[account as usize].timer = None;
+                    self.reopen(now, account);
                 }
                 Timer::Attempt(backend) => {
                     self.backends[usize::from(backend)].watched = false;
@@ -415,7 +441,7 @@ impl Engine {
         self.wheel.next_wake()
     }
 
-    /// Timers that are armed: at most one a backend, a deadline or backoff, a running attempt, and one for the retry budget.
+    /// Timers that are armed: at most one an account, a backend, a deadline or backoff, a running attempt, and one for the retry budget.
     pub fn timers(&self) -> usize {
         self.wheel.len()
     }

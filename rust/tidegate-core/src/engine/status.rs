@@ -1,5 +1,6 @@
 //! How the engine stands, for humans and tests.
 
+use super::account::Account;
 use super::backend::{Backend, Blocked, Cause};
 use super::{BackendId, Engine};
 use crate::limit::{GateState, Usage};
@@ -22,20 +23,27 @@ pub enum BackendState {
 #[derive(Clone, Copy, Debug)]
 pub struct BackendStatus<'a> {
     backend: &'a Backend,
+    accounts: &'a [Account],
     now: Instant,
 }
 
 impl<'a> BackendStatus<'a> {
-    /// What it does with requests that wait for it.
+    /// What it does with requests that wait for it: as the account that takes them first.
     pub fn state(&self) -> BackendState {
-        if let GateState::Closed(until) = self.backend.quota.gate(self.now) {
-            return BackendState::Closed(until);
-        }
-        match self.backend.blocked {
-            None => BackendState::Open,
-            Some(Blocked { cause: Cause::Concurrency, .. }) => BackendState::Full,
-            Some(Blocked { cause: Cause::Limit, until, .. }) => BackendState::Limited(until),
-        }
+        let state = |account: &Account| match (account.quota.gate(self.now), account.blocked) {
+            (GateState::Closed(until), _) => BackendState::Closed(until),
+            (_, None) => BackendState::Open,
+            (_, Some(Blocked { cause: Cause::Concurrency, .. })) => BackendState::Full,
+            (_, Some(Blocked { cause: Cause::Limit, until, .. })) => BackendState::Limited(until),
+        };
+        let rank = |state: &BackendState| match *state {
+            BackendState::Open => (0, None),
+            BackendState::Limited(None) => (1, None),
+            BackendState::Full => (2, None),
+            BackendState::Limited(until) => (3, until),
+            BackendState::Closed(until) => (4, Some(until)),
+        };
+        self.accounts.iter().map(state).min_by_key(rank).unwrap_or(BackendState::Full)
     }
 
     /// Attempts whose handlers have not returned.
@@ -48,15 +56,18 @@ impl<'a> BackendStatus<'a> {
         self.backend.strays
     }
 
-    /// How each of its limits stands.
-    pub fn limits(&self) -> impl Iterator<Item = Usage<'a>> + use<'a> {
-        self.backend.quota.usage(self.now)
+    /// How each limit of each account stands; the account's ordinal, from 0, comes first.
+    pub fn limits(&self) -> impl Iterator<Item = (usize, Usage<'a>)> + use<'a> {
+        let now = self.now;
+        let usage = move |(nth, account): (usize, &'a Account)| account.quota.usage(now).map(move |usage| (nth, usage));
+        self.accounts.iter().enumerate().flat_map(usage)
     }
 }
 
 impl Engine {
     /// How a backend stands.
     pub fn status(&self, id: BackendId, now: Instant) -> BackendStatus<'_> {
-        BackendStatus { backend: &self.backends[usize::from(id.0)], now }
+        let backend = &self.backends[usize::from(id.0)];
+        BackendStatus { backend, accounts: &self.accounts[backend.accounts.span()], now }
     }
 }

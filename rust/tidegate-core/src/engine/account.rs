@@ -1,0 +1,160 @@
+//! One instance of a quota: what one account may do at a server. A backend has one, or several to choose from; backends of a group
+//! share theirs.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+
+use super::backend::{Blocked, Cause};
+use super::lease::LeaseId;
+use crate::limit::{Limit, Margin, Quota};
+use crate::time::{Instant, Span};
+use crate::wheel::TimerId;
+
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) quota: Quota,
+    pub(super) concurrency: u32,
+    /// Leases that run on it, strays included.
+    pub(super) in_flight: u32,
+    /// `None`: open. Invariant: an account whose `in_flight` has reached its `concurrency` is blocked.
+    pub(super) blocked: Option<Blocked>,
+    pub(super) timer: Option<TimerId>,
+    /// Running attempts that wait to send one more message, ahead of the queue.
+    pub(super) recharges: VecDeque<(LeaseId, u32)>,
+    /// Longest time seen between a send and its headers.
+    pub(super) longest_latency: Span,
+    /// The backends that send on it.
+    pub(super) backends: Vec<u16>,
+    /// They have others to choose from.
+    pub(super) has_siblings: bool,
+}
+
+impl Account {
+    pub(super) fn new(limits: &[Limit], concurrency: Option<u32>, backend: u16, has_siblings: bool) -> Account {
+        Account {
+            quota: Quota::new(limits, Margin::default()),
+            concurrency: concurrency.unwrap_or(u32::MAX),
+            in_flight: 0,
+            blocked: None,
+            timer: None,
+            recharges: VecDeque::new(),
+            longest_latency: Span::ZERO,
+            backends: vec![backend],
+            has_siblings,
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        self.in_flight >= self.concurrency
+    }
+
+    /// How many attempts could start on it now, at most; at least one when it is open, for its limits were not asked about a head.
+    pub(super) fn slots(&self, now: Instant) -> usize {
+        if self.blocked.is_some() {
+            return 0;
+        }
+        (self.concurrency - self.in_flight).min(self.quota.headroom(now).max(1)) as usize
+    }
+
+    #[inline]
+    pub(super) fn cause(&self) -> Option<Cause> {
+        self.blocked.map(|blocked| blocked.cause)
+    }
+}
+
+/// The accounts of one backend, and which of them are open.
+#[derive(Debug)]
+pub(super) struct Accounts {
+    /// In order of declaration, by their places among all accounts of the engine, which follow each other.
+    first: u32,
+    count: u32,
+    /// Why none is open: a limit of at least one, else their concurrency.
+    blocked: Option<Cause>,
+    /// Of several; a single one needs no bookkeeping.
+    several: Option<Box<Several>>,
+}
+
+#[derive(Debug)]
+struct Several {
+    /// The open ones by what they have in flight.
+    open: BTreeSet<(u32, u32)>,
+    /// Blocked by a limit. The others are at their concurrency cap.
+    limited: u32,
+}
+
+impl Accounts {
+    /// With all of them open and nothing in flight: what is otherwise is to be told by [`change`](Accounts::change).
+    pub(super) fn new(first: u32, count: u32) -> Accounts {
+        let open = || (first..first + count).map(|account| (0, account)).collect();
+        let several = (count > 1).then(|| Box::new(Several { open: open(), limited: 0 }));
+        Accounts { first, count, blocked: None, several }
+    }
+
+    /// Their places among all accounts.
+    #[inline]
+    pub(super) fn all(&self) -> Range<u32> {
+        self.first..self.first + self.count
+    }
+
+    /// As `all`, to index by.
+    #[inline]
+    pub(super) fn span(&self) -> Range<usize> {
+        self.first as usize..(self.first + self.count) as usize
+    }
+
+    /// The open one with the least in flight, of equal ones that which was declared first.
+    #[inline]
+    pub(super) fn least(&self) -> Option<u32> {
+        match &self.several {
+            None => self.blocked.is_none().then_some(self.first),
+            Some(several) => several.open.first().map(|&(_, account)| account),
+        }
+    }
+
+    /// Why none is open.
+    #[inline]
+    pub(super) fn blocked(&self) -> Option<Cause> {
+        self.blocked
+    }
+
+    /// What blocked an account `before` now, and what does from now on. Returns the same of the backend.
+    #[inline]
+    pub(super) fn change(
+        &mut self,
+        account: u32,
+        in_flight: u32,
+        before: Option<Cause>,
+        after: Option<Cause>,
+    ) -> (Option<Cause>, Option<Cause>) {
+        let now = self.several.as_mut().map_or(after, |several| several.change(account, in_flight, before, after));
+        (std::mem::replace(&mut self.blocked, now), now)
+    }
+
+    /// An account has something else in flight.
+    pub(super) fn moved(&mut self, account: u32, before: u32, after: u32) {
+        if let Some(several) = &mut self.several
+            && several.open.remove(&(before, account))
+        {
+            several.open.insert((after, account));
+        }
+    }
+}
+
+impl Several {
+    fn change(&mut self, account: u32, in_flight: u32, before: Option<Cause>, after: Option<Cause>) -> Option<Cause> {
+        let limited = |cause| u32::from(cause == Some(Cause::Limit));
+        self.limited = self.limited + limited(after) - limited(before);
+        if before.is_none() {
+            self.open.remove(&(in_flight, account));
+        }
+        if after.is_none() {
+            self.open.insert((in_flight, account));
+        }
+        match (self.open.is_empty(), self.limited) {
+            (false, _) => None,
+            (true, 0) => Some(Cause::Concurrency),
+            (true, _) => Some(Cause::Limit),
+        }
+    }
+}
