@@ -54,7 +54,10 @@ impl Load {
         assert_eq!(self.engine.room().reserve(1), 1);
         let deadline = timeout.map_or(Instant::FAR, |timeout| self.now + timeout);
         let flags = Flags { held, ..Flags::default() };
-        black_box(self.engine.submit(self.now, &Submission { class: self.class, priority: 128, deadline, flow: "", flags }));
+        black_box(self.engine.submit(
+            self.now,
+            &Submission { class: self.class, priority: 128, deadline, not_before: Instant::ORIGIN, flow: "", flags },
+        ));
     }
 
     fn submit_all(&mut self, count: u32, timeout: Option<Span>, held: bool) {

@@ -135,6 +135,11 @@ impl<K: Copy> Wheel<K> {
         }
     }
 
+    /// When an armed timer fires: its instant rounded up to a tick.
+    pub fn due(&self, timer: TimerId) -> Instant {
+        Instant::from_nanos(self.nodes[timer.index() as usize].due << TICK_BITS)
+    }
+
     /// Takes the next timer that is due at `now`: never before its instant, in the order of ticks, and within a tick in
     /// the order in which they were armed. Call it until it returns nothing. (In the last tick before [`Instant::FAR`]
     /// nothing is left to round up to: there a timer may be early.)
@@ -299,8 +304,8 @@ mod tests {
     #[test]
     fn fires_at_its_instant_rounded_up_to_a_tick() {
         let mut wheel = Wheel::new();
-        wheel.arm(Instant::from_nanos(1), 7);
-        assert_eq!(wheel.next_wake(), Some(at(1)));
+        let timer = wheel.arm(Instant::from_nanos(1), 7);
+        assert_eq!((wheel.due(timer), wheel.next_wake()), (at(1), Some(at(1))));
         assert_eq!(wheel.pop_due(Instant::from_nanos(TICK - 1)), None);
         assert_eq!(wheel.pop_due(at(1)), Some(7));
         assert_eq!(wheel.pop_due(at(1)), None);

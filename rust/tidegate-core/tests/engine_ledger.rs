@@ -21,7 +21,7 @@ use tidegate_core::time::{Instant, Span};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// In the queue, or in a backoff.
+    /// In the queue, postponed, or in a backoff.
     Queued,
     Leased(LeaseId),
     Done,
@@ -42,6 +42,8 @@ struct Request {
     handle: Handle,
     accepted_at: Instant,
     deadline: Instant,
+    not_before: Instant,
+    priority: u8,
     flags: Flags,
     state: State,
     failed: u32,
@@ -93,8 +95,12 @@ enum Op {
         class: usize,
         priority: u8,
         deadline: Option<u64>,
+        not_before: u64,
+        flow: usize,
         flags: Flags,
     },
+    /// One more submission, with this priority, deadline and instant to wait for, of a request that was accepted.
+    Join(usize, u8, Option<u64>, u64),
     Take,
     Ask,
     Ack(usize, Answer),
@@ -110,8 +116,8 @@ enum Op {
 }
 
 impl Run {
-    fn new(specs: Vec<BackendSpec>, classes: &[(u8, u32)], retry: Retry) -> Run {
-        let mut engine = Engine::new(&Options { capacity: 64, order: Order::Strict, retry, seed: 5 }, Instant::ORIGIN);
+    fn new(order: Order, specs: Vec<BackendSpec>, classes: &[(u8, u32)], retry: Retry) -> Run {
+        let mut engine = Engine::new(&Options { capacity: 64, order, retry, seed: 5 }, Instant::ORIGIN);
         let backends: Vec<BackendId> = specs.iter().map(|spec| engine.add_backend(Instant::ORIGIN, spec)).collect();
         let mut run = Run {
             engine,
@@ -174,18 +180,53 @@ impl Run {
             Op::Pass(nanos) => self.now = now + Span::from_nanos(nanos),
             Op::Tick => self.engine.tick(now),
             Op::Class(bits, cost) => self.class(bits, cost),
-            Op::Submit { class, priority, deadline, flags } => {
+            Op::Submit { class, priority, deadline, not_before, flow, flags } => {
                 if !self.engine.is_accepting() || self.engine.room().reserve(1) == 0 {
                     return Ok(());
                 }
                 let deadline = deadline.map_or(Instant::FAR, |span| now + Span::from_nanos(span));
-                let submission =
-                    Submission { class: self.classes[class % self.classes.len()], priority, deadline, flow: "", flags };
+                let submission = Submission {
+                    class: self.classes[class % self.classes.len()],
+                    priority,
+                    deadline,
+                    not_before: now + Span::from_nanos(not_before),
+                    flow: ["", "a", "b", "c"][flow],
+                    flags,
+                };
                 let handle = self.engine.submit(now, &submission);
                 prop_assert!(self.by_handle.insert(handle, self.requests.len()).is_none(), "a handle was used twice");
                 let (failed, attempt, cancelled, state) = (0, Span::ZERO, false, State::Queued);
-                let request = Request { handle, accepted_at: now, deadline, flags, state, failed, attempt, cancelled };
+                let not_before = submission.not_before;
+                let request = Request {
+                    handle,
+                    accepted_at: now,
+                    deadline,
+                    not_before,
+                    priority,
+                    flags,
+                    state,
+                    failed,
+                    attempt,
+                    cancelled,
+                };
                 self.requests.push(request);
+            }
+            Op::Join(index, priority, deadline, not_before) => {
+                let count = self.requests.len().max(1);
+                let Some(request) = self.requests.get_mut(index % count) else { return Ok(()) };
+                let deadline = deadline.map_or(Instant::FAR, |span| now + Span::from_nanos(span));
+                let not_before = now + Span::from_nanos(not_before);
+                let submission = Submission { priority, deadline, not_before, ..common::plain(self.classes[0]) };
+                let joined = self.engine.join(now, request.handle, &submission);
+                let can_be = matches!(request.state, State::Queued | State::Leased(_));
+                prop_assert!(joined == can_be || !self.informed);
+                prop_assert!(!joined || request.state.is_pending());
+                if joined {
+                    request.flags.held = false;
+                    request.deadline = request.deadline.min(deadline);
+                    request.not_before = request.not_before.min(not_before);
+                    request.priority = request.priority.min(priority);
+                }
             }
             Op::Take => {
                 if let Some(leased) = self.engine.take(now) {
@@ -195,7 +236,8 @@ impl Run {
                     let informed = !self.engine.has_news();
                     prop_assert!(request.state == State::Queued || !informed, "{:?} was taken", request.state);
                     prop_assert!(request.state.is_pending() && request.deadline > now);
-                    prop_assert_eq!(leased.deadline, request.deadline);
+                    prop_assert_eq!((leased.deadline, leased.priority), (request.deadline, request.priority));
+                    prop_assert!(request.not_before <= now);
                     if informed {
                         prop_assert_eq!(leased.attempt, request.failed + 1);
                     }
@@ -544,13 +586,20 @@ fn op() -> impl Strategy<Value = Op> {
     let flags = (prop::bool::weighted(0.4), prop::bool::weighted(0.2), prop::bool::weighted(0.2))
         .prop_map(|(held, once, untimed)| Flags { held, once, untimed });
     let index = || 0usize..1000;
-    let submit = (index(), prop_oneof![Just(0), Just(NORMAL), any::<u8>()], prop::option::weighted(0.3, time()), flags)
-        .prop_map(|(class, priority, deadline, flags)| Op::Submit { class, priority, deadline, flags });
+    let priority = || prop_oneof![Just(0), Just(NORMAL), any::<u8>()];
+    let deadline = || prop::option::weighted(0.3, time());
+    let not_before = || prop_oneof![3 => Just(0), 1 => time()];
+    let submit = (index(), priority(), deadline(), not_before(), 0usize..4, flags).prop_map(
+        |(class, priority, deadline, not_before, flow, flags)| Op::Submit { class, priority, deadline, not_before, flow, flags },
+    );
+    let join = (index(), priority(), deadline(), not_before())
+        .prop_map(|(index, priority, deadline, not_before)| Op::Join(index, priority, deadline, not_before));
     prop_oneof![
         120 => pass.prop_map(Op::Pass),
         40 => Just(Op::Tick),
         4 => (any::<u8>(), 1u32..5).prop_map(|(bits, cost)| Op::Class(bits, cost)),
         160 => submit,
+        30 => join,
         160 => Just(Op::Take),
         40 => Just(Op::Ask),
         60 => (index(), answer.clone()).prop_map(|(index, answer)| Op::Ack(index, answer)),
@@ -584,6 +633,15 @@ fn backend() -> impl Strategy<Value = BackendSpec> {
     })
 }
 
+fn order() -> impl Strategy<Value = Order> {
+    prop_oneof![
+        Just(Order::Strict),
+        (0..SECOND).prop_map(|nanos| Order::Aging(Span::from_nanos(nanos))),
+        Just(Order::Deadline),
+        Just(Order::Fair(vec![("a".into(), 3.0), ("b".into(), 0.1)])),
+    ]
+}
+
 fn retry() -> impl Strategy<Value = Retry> {
     let base = prop_oneof![Just(0), 0..SECOND].prop_map(Span::from_nanos);
     (1u32..5, base, 0u32..1000).prop_map(|(attempts, base, budget_milli)| Retry {
@@ -602,13 +660,14 @@ proptest! {
     /// and its handle names nothing after; waits never exceed the age; and in the end nothing is left, not even a timer.
     #[test]
     fn the_ledger_is_exact_under_any_interleaving(
+        order in order(),
         specs in prop::collection::vec(backend(), 1..5),
         classes in prop::collection::vec((1u8.., 1u32..5), 0..4),
         retry in retry(),
         ops in prop::collection::vec((op(), prop::bool::weighted(0.7)), 1..200),
         prompt in any::<bool>(),
     ) {
-        let mut run = Run::new(specs, &classes, retry);
+        let mut run = Run::new(order, specs, &classes, retry);
         run.prompt = prompt;
         for (op, drain) in &ops {
             run.step(op)?;

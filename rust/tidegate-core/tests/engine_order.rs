@@ -19,7 +19,11 @@ use tidegate_core::time::{Instant, Span};
 #[derive(Debug)]
 struct Request {
     priority: u8,
+    /// Its place in the order in which requests joined their queues, and when it did.
+    number: usize,
     joined: Instant,
+    /// Until when it does not go, and its place in the order in which that was last said.
+    postponed: Option<(Instant, usize)>,
     deadline: Instant,
     flow: usize,
     class: usize,
@@ -70,6 +74,7 @@ struct Shares {
 #[derive(Debug)]
 struct Model {
     order: Order,
+    next_number: usize,
     shares: Shares,
     sites: Vec<Site>,
     /// Backends, cost.
@@ -85,18 +90,23 @@ impl Model {
         self.attempts.values().filter(|attempt| attempt.backend == backend).count()
     }
 
+    fn is_live(&self, index: usize) -> bool {
+        let Request { waits, postponed, .. } = self.requests[index];
+        waits || postponed.is_some() || self.attempts.values().any(|attempt| attempt.request == Some(index))
+    }
+
     /// Whose turn it is, as (band, what the order says, number of acceptance).
     fn key(&self, index: usize) -> (u8, u64, usize) {
         let request = &self.requests[index];
-        let band = request.priority;
+        let (band, number) = (request.priority, request.number);
         match &self.order {
-            Order::Strict => (band, 0, index),
-            Order::Aging(step) => (0, (request.joined + step.times(u64::from(band))).as_nanos(), index),
+            Order::Strict => (band, 0, number),
+            Order::Aging(step) => (0, (request.joined + step.times(u64::from(band))).as_nanos(), number),
             Order::Deadline if request.deadline == Instant::FAR => {
-                (band, (request.joined + Span::from_secs(3600)).as_nanos(), index)
+                (band, (request.joined + Span::from_secs(3600)).as_nanos(), number)
             }
-            Order::Deadline => (band, request.deadline.as_nanos(), index),
-            Order::Fair(_) => (band, self.shares.start[&self.share(index)], index),
+            Order::Deadline => (band, request.deadline.as_nanos(), number),
+            Order::Fair(_) => (band, self.shares.start[&self.share(index)], number),
         }
     }
 
@@ -125,6 +135,52 @@ impl Model {
             *start = time.max(*start);
         }
         self.requests[index].waits = true;
+    }
+
+    fn number(&mut self) -> usize {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    /// A request that was postponed begins to wait, behind all that have begun.
+    fn end_postponement(&mut self, now: Instant, index: usize) {
+        let number = self.number();
+        let request = &mut self.requests[index];
+        (request.number, request.joined, request.postponed) = (number, now, None);
+        self.join(index);
+    }
+
+    /// What was postponed until now begins to wait.
+    fn pass(&mut self, now: Instant) {
+        let due = |request: &Request| request.postponed.filter(|(until, _)| *until <= now);
+        let mut due: Vec<_> = (0..self.requests.len()).filter_map(|index| Some((due(&self.requests[index])?, index))).collect();
+        due.sort();
+        for (_, index) in due {
+            self.end_postponement(now, index);
+        }
+    }
+
+    /// One more submission of a request that has not ended.
+    fn hasten(&mut self, now: Instant, index: usize, priority: u8, deadline: Instant, not_before: Instant) {
+        let number = self.number();
+        let request = &mut self.requests[index];
+        request.deadline = request.deadline.min(deadline);
+        if priority < request.priority {
+            let waits = std::mem::replace(&mut request.waits, false);
+            request.priority = priority;
+            if waits {
+                self.join(index);
+            }
+        }
+        let request = &mut self.requests[index];
+        if let Some((until, _)) = request.postponed
+            && not_before < until
+        {
+            request.postponed = Some((not_before, number));
+            if not_before <= now {
+                self.end_postponement(now, index);
+            }
+        }
     }
 
     fn serve_flow(&mut self, index: usize, backend: usize) {
@@ -240,7 +296,7 @@ impl Model {
     }
 
     fn cancel(&mut self, now: Instant, index: usize) {
-        self.requests[index].waits = false;
+        (self.requests[index].waits, self.requests[index].postponed) = (false, None);
         let running = self.attempts.iter().find(|(_, attempt)| attempt.request == Some(index));
         if let Some((&bits, _)) = running {
             let lease = LeaseId::from_bits(bits);
@@ -266,8 +322,10 @@ enum End {
 #[derive(Clone, Debug)]
 enum Op {
     Pass(u64),
-    /// With this priority, class, flow and ticks until its deadline, which all lie behind the end of the test.
-    Submit(u8, usize, usize, Option<u64>),
+    /// With this priority, class, flow, ticks until its deadline, which all lie behind the end of the test, and ticks until it may go.
+    Submit(u8, usize, usize, Option<u64>, u64),
+    /// One more submission of a request, with this priority, deadline, and ticks until it may go.
+    Join(usize, u8, Option<u64>, u64),
     Take,
     Ask,
     Ack(usize, Option<u16>),
@@ -286,10 +344,14 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(End::Unsent),
     ];
     let status = prop_oneof![2 => Just(None), 3 => Just(Some(200)), 1 => Just(Some(429))];
+    let timeout = || prop::option::weighted(0.8, 100_000u64..100_100);
+    let not_before = || prop_oneof![4 => Just(0), 1 => 1u64..60];
     prop_oneof![
         4 => (1u64..40).prop_map(Op::Pass),
-        8 => (0u8..4, 0usize..1000, 0usize..4, prop::option::weighted(0.8, 100_000u64..100_100))
-            .prop_map(|(band, class, flow, timeout)| Op::Submit(band * 85, class, flow, timeout)),
+        8 => (0u8..4, 0usize..1000, 0usize..4, timeout(), not_before())
+            .prop_map(|(band, class, flow, timeout, not_before)| Op::Submit(band * 85, class, flow, timeout, not_before)),
+        2 => (0usize..1000, 0u8..4, timeout(), not_before())
+            .prop_map(|(index, band, timeout, not_before)| Op::Join(index, band * 85, timeout, not_before)),
         8 => Just(Op::Take),
         2 => Just(Op::Ask),
         3 => (0usize..1000, status).prop_map(|(index, status)| Op::Ack(index, status)),
@@ -350,6 +412,7 @@ impl Pair {
         }
         let model = Model {
             order,
+            next_number: 0,
             shares: Shares::default(),
             sites,
             classes,
@@ -389,16 +452,45 @@ impl Pair {
         let Pair { engine, model, .. } = self;
         match op {
             Op::Pass(ticks) => self.now = now + Span::from_nanos(ticks * TICK),
-            Op::Submit(priority, class, flow, timeout) => {
+            Op::Submit(priority, class, flow, timeout, not_before) => {
                 let class = class % model.classes.len();
                 let deadline = timeout.map_or(Instant::FAR, |timeout| now + Span::from_nanos(timeout * TICK));
+                let not_before = now + Span::from_nanos(not_before * TICK);
+                let (priority, flow) = (*priority, *flow);
                 let submission =
-                    Submission { priority: *priority, deadline, flow: FLOWS[*flow].0, ..common::plain(self.ids[class]) };
+                    Submission { priority, deadline, not_before, flow: FLOWS[flow].0, ..common::plain(self.ids[class]) };
                 let handle = submit(engine, now, &submission);
-                let request =
-                    Request { priority: *priority, joined: now, deadline, flow: *flow, class, handle, waits: false, avoid: None };
-                model.requests.push(request);
-                model.join(model.requests.len() - 1);
+                let number = model.number();
+                let postponed = (not_before > now).then_some((not_before, number));
+                model.requests.push(Request {
+                    priority,
+                    number,
+                    joined: now,
+                    postponed,
+                    deadline,
+                    flow,
+                    class,
+                    handle,
+                    waits: false,
+                    avoid: None,
+                });
+                if postponed.is_none() {
+                    model.join(model.requests.len() - 1);
+                }
+            }
+            Op::Join(index, priority, timeout, not_before) => {
+                if model.requests.is_empty() {
+                    return Ok(());
+                }
+                let index = index % model.requests.len();
+                let deadline = timeout.map_or(Instant::FAR, |timeout| now + Span::from_nanos(timeout * TICK));
+                let not_before = now + Span::from_nanos(not_before * TICK);
+                let submission = Submission { priority: *priority, deadline, not_before, ..common::plain(self.ids[0]) };
+                let live = model.is_live(index);
+                prop_assert_eq!(engine.join(now, model.requests[index].handle, &submission), live);
+                if live {
+                    model.hasten(now, index, *priority, deadline, not_before);
+                }
             }
             Op::Take => self.take()?,
             Op::Ask => {
@@ -465,8 +557,7 @@ impl Pair {
                     return Ok(());
                 }
                 let index = index % model.requests.len();
-                let attempts = &mut model.attempts.values();
-                let live = model.requests[index].waits || attempts.any(|attempt| attempt.request == Some(index));
+                let live = model.is_live(index);
                 prop_assert_eq!(engine.cancel(now, model.requests[index].handle), live);
                 if live {
                     model.cancel(now, index);
@@ -478,6 +569,7 @@ impl Pair {
 
     fn check(&mut self) -> Result<(), TestCaseError> {
         self.engine.tick(self.now);
+        self.model.pass(self.now);
         self.model.serve(self.now);
         let mut recharged = BTreeSet::new();
         while let Some(action) = self.engine.pop_action() {

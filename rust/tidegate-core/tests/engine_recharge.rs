@@ -31,7 +31,10 @@ fn running(sent: u32) -> (Engine, LeaseId) {
 fn submit(engine: &mut Engine, cost: u32) {
     let class = engine.class(at(0), &[BackendId(0)], cost).unwrap();
     assert_eq!(engine.room().reserve(1), 1);
-    engine.submit(at(0), &Submission { class, priority: 128, deadline: Instant::FAR, flow: "", flags: Flags::default() });
+    engine.submit(
+        at(0),
+        &Submission { class, priority: 128, deadline: Instant::FAR, not_before: at(0), flow: "", flags: Flags::default() },
+    );
 }
 
 fn used(engine: &Engine, now: Instant) -> u32 {

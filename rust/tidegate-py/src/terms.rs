@@ -23,6 +23,7 @@ impl Terms {
             class: self.class,
             priority: self.priority,
             deadline: self.timeout.map_or(Instant::FAR, |timeout| now + timeout),
+            not_before: now,
             flow: self.flow.as_deref().unwrap_or_default(),
             flags: Flags { held, ..self.flags },
         }

@@ -249,8 +249,8 @@ impl Engine {
         let waits = self.waits_with(now, slot, lease);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed);
         self.ledger.leased -= 1;
+        let age = self.requests.age(now, slot);
         let entry = self.requests.get_mut(slot);
-        let age = now.since(entry.accepted_at);
         if entry.flags.held {
             entry.state = State::Done;
             if let Some(timer) = entry.timer.take() {
@@ -279,6 +279,7 @@ impl Engine {
     pub(super) fn put_back(&mut self, now: Instant, slot: u32, lease: u32) {
         let waits = self.waits_with(now, slot, lease);
         let history = self.requests.history_mut(slot);
+        history.attempted = true;
         history.waits = waits;
         history.waiting_since = now;
         self.ledger.leased -= 1;
@@ -296,6 +297,7 @@ impl Engine {
         let waits = self.waits_with(now, slot, lease);
         let backend = self.leases.get(lease).backend;
         let history = self.requests.history_mut(slot);
+        history.attempted = true;
         history.waits = waits;
         history.failed = failed;
         history.avoid = Some(backend);
@@ -314,7 +316,7 @@ impl Engine {
 
     fn given_up(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let waits = self.waits_with(now, slot, lease);
-        let age = now.since(self.requests.get(slot).accepted_at);
+        let age = self.requests.age(now, slot);
         self.ledger.leased -= 1;
         self.ledger.cancelled += 1;
         self.release(slot);
@@ -329,7 +331,7 @@ impl Engine {
     fn die(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let waits = self.waits_with(now, slot, lease);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed);
-        let age = now.since(self.requests.get(slot).accepted_at);
+        let age = self.requests.age(now, slot);
         self.ledger.leased -= 1;
         self.ledger.dead += 1;
         self.release(slot);

@@ -210,8 +210,8 @@ impl Engine {
         if full {
             self.fill(now, account);
         }
-        let failed = self.requests.history(slot).map(|history| history.failed);
-        if failed.is_none() {
+        let (attempted, failed) = self.requests.history(slot).map_or((false, 0), |history| (history.attempted, history.failed));
+        if !attempted {
             self.budget.deposit();
             if !self.overdrawn.is_empty() {
                 self.spend_budget(now);
@@ -222,7 +222,7 @@ impl Engine {
             request: self.requests.handle(slot),
             backend: BackendId(id),
             account: ordinal,
-            attempt: failed.unwrap_or(0) + 1,
+            attempt: failed + 1,
             priority,
             deadline,
         }
@@ -319,7 +319,7 @@ impl Engine {
         let set = self.classes[entry.class as usize].set;
         let (limit, concurrency) = entry.mark.until(self.sets[set as usize].mark(now));
         // Marks are coarse: what they tell apart may be longer than the wait.
-        let since = self.requests.history(slot).map_or(entry.accepted_at, |history| history.waiting_since);
+        let since = self.requests.history(slot).map_or(entry.joined_at, |history| history.waiting_since);
         let waited = now.since(since);
         let limit = limit.min(waited);
         (limit, concurrency.min(waited - limit))

@@ -20,6 +20,7 @@ mod crew;
 mod dispatch;
 mod eligibility;
 mod event;
+mod join;
 mod lease;
 mod request;
 mod share;
@@ -108,6 +109,8 @@ pub struct Submission<'a> {
     pub priority: u8,
     /// When it is worthless; [`Instant::FAR`] for never.
     pub deadline: Instant,
+    /// It does not go before this instant, from when on it waits as if it came then. Any instant that has passed: it goes at once.
+    pub not_before: Instant,
     /// With whom it shares under [`Order::Fair`]; empty for those without a flow, who are one more.
     pub flow: &'a str,
     /// The rest.
@@ -119,7 +122,7 @@ const MOST_EVENTS: usize = 1024;
 
 #[derive(Clone, Copy, Debug)]
 enum Timer {
-    /// The deadline of the request in this slot, or the end of its backoff.
+    /// The deadline of the request in this slot, or the end of its backoff or of its being postponed.
     Request(u32),
     /// The oldest attempt of this backend may have run for as long as it may.
     Attempt(u16),
@@ -264,12 +267,44 @@ impl Engine {
         self.next_sequence += 1;
         let class = self.enter_class(submission.class, submission.flow);
         let slot = self.requests.insert(place, class, now, submission.deadline, submission.flags);
-        if submission.deadline < Instant::FAR {
-            self.requests.get_mut(slot).timer = Some(self.wheel.arm(submission.deadline, Timer::Request(slot)));
-        }
         self.ledger.accepted += 1;
-        self.enqueue(now, slot, false);
+        if submission.not_before > now {
+            self.postpone(slot, submission.not_before);
+        } else {
+            self.arm_deadline(slot);
+            self.enqueue(now, slot, false);
+        }
         self.requests.handle(slot)
+    }
+
+    #[inline]
+    fn arm_deadline(&mut self, slot: u32) {
+        let entry = self.requests.get_mut(slot);
+        if entry.deadline < Instant::FAR {
+            entry.timer = Some(self.wheel.arm(entry.deadline, Timer::Request(slot)));
+        }
+    }
+
+    /// Keeps a request that was just accepted out of its queue until then.
+    fn postpone(&mut self, slot: u32, until: Instant) {
+        let entry = self.requests.get_mut(slot);
+        entry.state = State::Postponed;
+        entry.timer = Some(self.wheel.arm(until.min(entry.deadline), Timer::Request(slot)));
+        self.ledger.queued += 1;
+    }
+
+    /// A postponed request joins its queue, behind all that have joined before.
+    fn join_queue(&mut self, now: Instant, slot: u32) {
+        let entry = self.requests.get_mut(slot);
+        let postponed = now.since(std::mem::replace(&mut entry.joined_at, now));
+        let place = Place::new(entry.node.place().band(), self.next_sequence);
+        entry.node.set_place(place);
+        self.next_sequence += 1;
+        let history = self.requests.history_mut(slot);
+        (history.postponed, history.waiting_since) = (postponed, now);
+        self.arm_deadline(slot);
+        self.ledger.queued -= 1;
+        self.enqueue(now, slot, false);
     }
 
     /// Cancels a request that has not ended, at any stage; false when it has.
@@ -313,7 +348,7 @@ impl Engine {
         self.accepting = false;
         self.winding_down = true;
         for slot in self.requests.pending() {
-            if matches!(self.requests.get(slot).state, State::Queued | State::Delayed) {
+            if matches!(self.requests.get(slot).state, State::Postponed | State::Queued | State::Delayed) {
                 self.abort(now, slot, Ending::Cancelled);
             }
         }
@@ -403,18 +438,17 @@ impl Engine {
         !(self.ended.is_empty() && self.actions.is_empty() && self.events.is_empty())
     }
 
-    /// The deadline of the request in `slot` has come, or its backoff is over.
+    /// The deadline of the request in `slot` has come, or it need not wait any longer for its backoff or since it is postponed.
     fn request_due(&mut self, now: Instant, slot: u32) {
         let entry = self.requests.get(slot);
         if entry.deadline <= now {
             let stage = if entry.state == State::Leased { Stage::Leased } else { Stage::Queued };
             self.abort(now, slot, Ending::Expired(stage));
+        } else if entry.state == State::Postponed {
+            self.join_queue(now, slot);
         } else {
             debug_assert_eq!(entry.state, State::Delayed);
-            if entry.deadline < Instant::FAR {
-                let timer = self.wheel.arm(entry.deadline, Timer::Request(slot));
-                self.requests.get_mut(slot).timer = Some(timer);
-            }
+            self.arm_deadline(slot);
             self.overdrawn.push_back(self.requests.handle(slot));
             self.spend_budget(now);
         }
@@ -447,6 +481,7 @@ impl Engine {
         let mut waits = self.requests.history(slot).map_or(Waits::default(), |history| history.waits);
         match entry.state {
             State::Free => return,
+            State::Postponed => self.ledger.queued -= 1,
             State::Queued => {
                 let (limit, concurrency) = self.blocked_since(now, slot);
                 waits.limit = waits.limit + limit;
@@ -483,9 +518,10 @@ impl Engine {
 
     /// Counts are settled; the slot stays taken until the owner has been told.
     fn end_later(&mut self, now: Instant, slot: u32, ending: Ending, waits: Waits) {
+        let age = self.requests.age(now, slot);
         let entry = self.requests.get_mut(slot);
         entry.state = State::Free;
-        let (accepted_at, class) = (entry.accepted_at, entry.class);
+        let class = entry.class;
         if let Some(timer) = entry.timer.take() {
             self.wheel.disarm(timer);
         }
@@ -493,7 +529,7 @@ impl Engine {
         self.room.release(1);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed);
         let request = self.requests.handle(slot);
-        self.ended.push_back(Ended { request, ending, waits, age: now.since(accepted_at), failed });
+        self.ended.push_back(Ended { request, ending, waits, age, failed });
     }
 
     /// Frees the slot of a request whose counts are settled and whose owner knows.

@@ -34,6 +34,8 @@ impl Handle {
 pub(super) enum State {
     /// The slot is free, or its request has ended and the shell has not been told yet.
     Free,
+    /// It is not to go yet.
+    Postponed,
     /// In its class queue.
     Queued,
     /// Waits for the end of a backoff, then goes back to its class queue.
@@ -82,13 +84,14 @@ impl Mark {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) node: Node,
-    pub(super) accepted_at: Instant,
+    /// When it was accepted, or when the instant came before which it was not to go.
+    pub(super) joined_at: Instant,
     /// [`Instant::FAR`] when it has none.
     pub(super) deadline: Instant,
     pub(super) generation: u32,
     pub(super) class: u32,
     pub(super) mark: Mark,
-    /// Armed for the deadline, or for the end of a backoff when that comes first.
+    /// Armed for the deadline, or for the end of a backoff or of being postponed when that comes first.
     pub(super) timer: Option<TimerId>,
     /// Index into [`Requests::histories`], or [`NONE`]: most requests succeed at once and have none.
     history: u32,
@@ -102,14 +105,18 @@ const _: () = assert!(size_of::<Entry>() <= 64);
 
 const NONE: u32 = u32::MAX;
 
-/// What earlier attempts of a request leave behind.
+/// What earlier attempts of a request leave behind, or its being postponed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct History {
+    /// It has had an attempt.
+    pub(super) attempted: bool,
+    /// From its acceptance until it joined its queue.
+    pub(super) postponed: Span,
     /// Attempts that failed. One that was rejected by a limit costs none.
     pub(super) failed: u32,
     /// The backend where the last attempt failed.
     pub(super) avoid: Option<u16>,
-    /// When the wait that follows the last attempt began.
+    /// When the wait that follows the last attempt, or being postponed, began.
     pub(super) waiting_since: Instant,
     pub(super) waits: Waits,
 }
@@ -162,7 +169,7 @@ impl Nodes for Requests {
     #[inline]
     fn key(&self, slot: u32) -> Key {
         let entry = &self.entries[slot as usize];
-        self.rule.key(entry.node.place(), entry.accepted_at, entry.deadline)
+        self.rule.key(entry.node.place(), entry.joined_at, entry.deadline)
     }
 }
 
@@ -177,10 +184,10 @@ impl Requests {
     }
 
     #[inline]
-    pub(super) fn insert(&mut self, place: Place, class: u32, accepted_at: Instant, deadline: Instant, flags: Flags) -> u32 {
+    pub(super) fn insert(&mut self, place: Place, class: u32, joined_at: Instant, deadline: Instant, flags: Flags) -> u32 {
         let entry = |generation| Entry {
             node: Node::new(place),
-            accepted_at,
+            joined_at,
             deadline,
             generation,
             class,
@@ -251,6 +258,13 @@ impl Requests {
     #[inline]
     pub(super) fn history(&self, slot: u32) -> Option<&History> {
         self.histories.get(self.entries[slot as usize].history as usize)
+    }
+
+    /// Time since its acceptance.
+    #[inline]
+    pub(super) fn age(&self, now: Instant, slot: u32) -> Span {
+        let postponed = self.history(slot).map_or(Span::ZERO, |history| history.postponed);
+        now.since(self.get(slot).joined_at) + postponed
     }
 
     pub(super) fn history_mut(&mut self, slot: u32) -> &mut History {

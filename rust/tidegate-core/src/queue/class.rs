@@ -34,10 +34,10 @@ impl Node {
         self.place
     }
 
-    /// Moves it to another band, outside any class.
+    /// Gives it another place, outside any class.
     #[inline]
-    pub const fn set_band(&mut self, band: u8) {
-        self.place = self.place.in_band(band);
+    pub const fn set_place(&mut self, place: Place) {
+        self.place = place;
     }
 }
 

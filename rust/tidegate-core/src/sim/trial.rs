@@ -80,7 +80,14 @@ impl Trial {
         };
         let backend = engine.add_backend(Instant::ORIGIN, &spec);
         let class = engine.class(Instant::ORIGIN, &[backend], 1).expect("a cost of 1 always fits");
-        let submission = Submission { class, priority: 0, deadline: Instant::FAR, flow: "", flags: Flags::default() };
+        let submission = Submission {
+            class,
+            priority: 0,
+            deadline: Instant::FAR,
+            not_before: Instant::ORIGIN,
+            flow: "",
+            flags: Flags::default(),
+        };
         let (dice, end) = (Dice::new(self.seed), Instant::ORIGIN + self.horizon);
         let mut run = Run { trial: self, engine, dice, turns: BinaryHeap::new(), order: 0, out: 0, report: Report::default() };
         let mut now = Instant::ORIGIN;
