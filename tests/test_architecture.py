@@ -43,7 +43,7 @@ MAY_IMPORT_PRIVATE = {
 
 # Modules of the core that know nothing of each other; `engine` composes them.
 POLICIES = frozenset({"ledger", "limit", "queue", "retry", "route", "wheel"})
-COMPOSERS = frozenset({"engine", "lib"})
+COMPOSERS = frozenset({"engine", "lib", "sim"})
 MAY_BE_UNSAFE = ("rust/tidegate-core/src/queue/", "rust/tidegate-core/src/ring/", "rust/tidegate-py/src/")
 
 BANNED = {

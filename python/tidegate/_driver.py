@@ -215,6 +215,8 @@ class Driver:
     def _tell(self, event: Event) -> None:
         if event.kind == "limit_closed":
             logger.warning("%s rejected a request: closed for %.3g s", event.backend, event.seconds)
+        elif event.kind == "backend_gone":
+            logger.info("%s was removed: nothing runs on it any more", event.backend)
         else:
             logger.info("%s accepts requests again", event.backend)
         for listener in list(self._listeners):

@@ -4,15 +4,16 @@ import asyncio
 import concurrent.futures
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from contextvars import copy_context
 from datetime import timedelta
-from itertools import cycle, repeat
+from itertools import repeat
 from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack, cast
 
 from tidegate import _core
 from tidegate._backend import Backend
+from tidegate._backends import Backends
 from tidegate._clock import ManualClock
 from tidegate._driver import Driver
 from tidegate._errors import ConfigError, QueueFullError, SchedulerClosedError
@@ -21,11 +22,10 @@ from tidegate._lease import Slot
 from tidegate._options import Priority, Retry
 from tidegate._order import Order
 from tidegate._order import checked as checked_order
-from tidegate._quota import count_of, seconds_of
-from tidegate._runner import ContextRunner, Runner, runner_of
-from tidegate._snapshot import BackendState, Event, Ledger, LimitState, Snapshot
+from tidegate._quota import BackendQuota, count_of, seconds_of
+from tidegate._runner import ContextRunner, Runner
+from tidegate._snapshot import Event, Ledger, Snapshot
 from tidegate._stream import ReplyStream
-from tidegate._threads import HandlerThreads
 from tidegate._waiting import reply_of
 
 # Attempts at once for a backend without a cap, as far as the default of `ahead` is concerned.
@@ -126,19 +126,14 @@ class RateLimitScheduler:
         if seed is not None and not isinstance(seed, int):
             msg = f"seed={seed!r}: give an integer, or None for a different one each time"
             raise ConfigError(msg, option="seed", value=seed)
-        self._backends = _checked(backends)
         self._capacity = count_of("capacity", capacity)
         self._isolation = isolation
         self._clock = clock
         seed = random.getrandbits(64) if seed is None else seed % 2**64
         self._core = _core.Core(capacity, checked_order(order), seed, retry, clock)
-        self._runners: dict[str, Runner] = {}
-        self._threads: list[HandlerThreads] = []
-        for backend in self._backends:
-            self._add(backend)
+        self._backends = Backends(self._core, backends)
         self._driver: Driver | None = None
         self._closed = False
-        self._opened = AsyncExitStack()
         self._terms: dict[tuple[object, ...] | None, _core.Terms] = {}
 
     async def __aenter__(self) -> Self:
@@ -152,9 +147,8 @@ class RateLimitScheduler:
             raise SchedulerClosedError(msg)
         self._driver = Driver(self._core, self._clock)
         try:
-            for backend in self._backends:
-                await backend.aopen()
-                self._opened.push_async_callback(backend.aclose)
+            self._driver.listen(self._backends.hear)
+            await self._backends.open()
         except BaseException:
             await self.close()
             raise
@@ -292,8 +286,7 @@ class RateLimitScheduler:
         if not isinstance(targets, AsyncIterable):
             _targets(targets)
         if ahead is None:
-            caps = (backend.quota.concurrency or UNCAPPED for backend in self._backends)
-            ahead = max(LEAST_AHEAD, 2 * sum(caps))
+            ahead = max(LEAST_AHEAD, 2 * sum(cap or UNCAPPED for cap in self._backends.caps))
         core, override = self._core, self._override()
         if not any(callable(option) for option in options.values()):
             terms = self._terms_of(options)
@@ -331,8 +324,8 @@ class RateLimitScheduler:
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
         """
         self._running()
-        if not isinstance(backend, str) or backend not in self._runners:
-            msg = f"backend={backend!r}: there is no such backend; there are {', '.join(self._runners)}"
+        if backend not in list(self._backends):
+            msg = f"backend={backend!r}: there is no such backend; there are {', '.join(self._backends)}"
             raise ConfigError(msg, option="backend", value=backend)
         terms = self._core.terms(priority, timeout, cost, backend, True)
 
@@ -342,28 +335,57 @@ class RateLimitScheduler:
 
         return Slot(submit)
 
+    def add_backend(self, backend: Backend) -> None:
+        """Have one more backend from now on. What waits for any backend may go there too.
+
+        Call it on the loop's thread, before or while the scheduler runs.
+
+        Raises:
+            ConfigError: Another backend has its name, or its group another quota.
+            SchedulerClosedError: The scheduler is closed.
+        """
+        if self._driver is not None or self._closed:
+            self._accepting()
+        self._backends.add(backend)
+        self._terms.clear()
+
+    def remove_backend(self, name: str, *, drain: bool = True) -> None:
+        """Take a backend out: from now on nothing can name it, and what may go elsewhere does.
+
+        Returns at once; `events()` has a `"backend_gone"` when nothing runs on it any more, and then it is closed.
+
+        Args:
+            name: Its name.
+            drain: What only it can serve is still served, and what runs there ends as it will. False: the former ends with
+                `RequestFailedError`, and attempts are interrupted; their requests are tried elsewhere, at no cost in attempts.
+                The bodies of slots run on in any case.
+
+        Raises:
+            ConfigError: There is no such backend.
+        """
+        self._backends.remove(name, drain=drain)
+        self._terms.clear()
+
+    def set_quota(self, name: str, quota: BackendQuota | str) -> None:
+        """Replace what a backend, and those of its group, may do, with effect on what waits.
+
+        What has been sent counts against the new limits: to the unit for a limit of the same kind and period, else as if it had
+        arrived just now. What they never admit ends with `RequestFailedError`.
+
+        Args:
+            name: Its name.
+            quota: What it may do from now on. A text leaves its concurrency as it is.
+
+        Raises:
+            ConfigError: There is no such backend, or the quota names another group.
+        """
+        self._backends.set_quota(name, quota)
+        self._terms.clear()
+
     def snapshot(self) -> Snapshot:
         """How everything stands now: backends, their limits, what waits and runs."""
-        backends = {}
-        for backend, (state, until, in_flight, strays, limits) in zip(self._backends, self._core.status(), strict=True):
-            declared = backend.quota.limits
-            rows = tuple(
-                LimitState(
-                    name=limit.name,
-                    kind=limit.kind,
-                    amount=limit.amount,
-                    period=limit.period,
-                    burst=limit.burst,
-                    used=used,
-                    available=available,
-                    next_eligible_in=next_eligible,
-                    account=None if backend.accounts is None else account,
-                )
-                for limit, (account, used, available, next_eligible) in zip(cycle(declared), limits, strict=False)
-            )
-            backends[backend.name] = BackendState(state, until, in_flight, strays, rows)
         ledger = self.ledger()
-        return Snapshot(backends, ledger.queued, ledger.leased, ledger.done, self._core.workers())
+        return Snapshot(self._backends.states(), ledger.queued, ledger.leased, ledger.done, self._core.workers())
 
     def ledger(self) -> Ledger:
         """What became of every request so far."""
@@ -412,22 +434,13 @@ class RateLimitScheduler:
         try:
             await self._driver.stop(GRACE)
         finally:
-            for threads in self._threads:
-                threads.close()
-            await self._opened.aclose()
+            await self._backends.close()
 
     def __repr__(self) -> str:
         ledger = self.ledger()
         state = "closed" if self._closed else "new" if self._driver is None else "running"
-        names = ", ".join(backend.name for backend in self._backends)
+        names = ", ".join(self._backends)
         return f"<RateLimitScheduler [{names}]: {state}, {ledger.pending} pending>"
-
-    def _add(self, backend: Backend) -> None:
-        runner, threads = runner_of(backend)
-        self._runners[backend.name] = runner
-        if threads is not None:
-            self._threads.append(threads)
-        self._core.add_backend(backend, runner)
 
     def _running(self) -> Driver:
         if self._driver is None:
@@ -445,7 +458,7 @@ class RateLimitScheduler:
 
     def _override(self) -> Runner | None:
         """What runs a request's attempts instead of its backend's runner."""
-        return ContextRunner(self._runners, copy_context()) if self._isolation == "task" else None
+        return ContextRunner(self._backends.runners, copy_context()) if self._isolation == "task" else None
 
     def _terms_of(self, options: Mapping[str, object]) -> _core.Terms:
         if options.get("flow") is not None:  # there may be thousands
@@ -521,38 +534,6 @@ class RateLimitScheduler:
     def _full(self, target: object) -> QueueFullError:
         msg = f"{self._capacity} requests are pending, as many as capacity allows; use submit(), which waits, or raise capacity"
         return QueueFullError(msg, target=target, capacity=self._capacity)
-
-
-def _checked(backends: Iterable[Backend]) -> list[Backend]:
-    if not isinstance(backends, Iterable):
-        msg = f"backends={backends!r}: give an iterable of Backend(name, handler, quota)"
-        raise ConfigError(msg, option="backends", value=backends)
-    checked: list[Backend] = []
-    for backend in backends:
-        if not isinstance(backend, Backend):
-            msg = f"backends={backend!r}: give Backend(name, handler, quota)"
-            raise ConfigError(msg, option="backends", value=backend)
-        if any(backend.name == other.name for other in checked):
-            msg = f"backends={backend.name!r}: two backends have this name; give each its own"
-            raise ConfigError(msg, option="backends", value=backend.name)
-        checked.append(backend)
-    _check_groups(checked)
-    return checked
-
-
-def _check_groups(backends: Iterable[Backend]) -> None:
-    first: dict[str, Backend] = {}
-    for backend in backends:
-        group = backend.quota.group
-        if group is None:
-            continue
-        other = first.setdefault(group, backend)
-        if (backend.quota, backend.accounts) != (other.quota, other.accounts):
-            msg = (
-                f"group={group!r}: backends {other.name!r} and {backend.name!r} spend one quota, so give them the same limits, "
-                "concurrency and accounts, or different groups"
-            )
-            raise ConfigError(msg, option="group", value=group)
 
 
 def _check_names(options: Mapping[str, object]) -> None:

@@ -51,8 +51,9 @@ class LimitState:
 class BackendState:
     """One backend at one moment; with accounts, as the one that takes a request first.
 
-    `state` is `"open"`, `"limited"`, `"full"` (concurrency) or `"closed"` (by the server); `next_eligible_in` the seconds
-    until that may change, None when only an event can; `strays` the attempts in flight that were given up.
+    `state` is `"open"`, `"limited"`, `"full"` (concurrency), `"closed"` (by the server) or `"draining"` (removed);
+    `next_eligible_in` the seconds until that may change, None when only an event can; `strays` the attempts in flight that were
+    given up.
     """
 
     state: str
@@ -75,7 +76,11 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change of state: `kind` is `"limit_closed"` (until `seconds` later) or `"limit_reopened"`."""
+    """A change of state.
+
+    `kind` is `"limit_closed"` (until `seconds` later), `"limit_reopened"`, or `"backend_gone"` (it was removed, and nothing runs
+    on it any more).
+    """
 
     kind: str
     backend: str

@@ -133,6 +133,10 @@ def error_of(
             stage = ending.rsplit(maxsplit=1)[-1]
             msg = f"{request} missed its deadline while it was {stage}, {after:.3g} s after it was accepted"
             return DeadlineExceededError(msg, target=target, stage=stage, after=after)
+    if ending == "unserved":
+        why = f"{request} ended: backend {backend!r}, which could have served it, was removed or never admits its cost any more"
+        attempts = [_attempt_error(name, number, cause) for number, (name, cause) in enumerate(past, start=1)]
+        return RequestFailedError(why, target=target, attempts=attempts)
     causes = [*past, (backend or "", error)] if error is not None else past
     attempts = [_attempt_error(name, number, cause) for number, (name, cause) in enumerate(causes, start=1)]
     last = causes[-1][1] if causes else None

@@ -114,7 +114,7 @@ fn a_backend_that_is_removed_at_once_ends_what_only_it_could_serve_and_interrupt
     over.sort_by_key(|ended| ended.request);
     assert_eq!(
         over.iter().map(|ended| (ended.request, ended.ending)).collect::<Vec<_>>(),
-        doomed.iter().map(|&handle| (handle, Ending::Unserved)).collect::<Vec<_>>()
+        doomed.iter().map(|&handle| (handle, Ending::Unserved(backends[0]))).collect::<Vec<_>>()
     );
     let interrupted =
         std::iter::from_fn(|| engine.pop_action()).filter(|action| matches!(action, Action::Interrupt { .. })).count();
@@ -142,7 +142,7 @@ fn a_retry_that_comes_back_after_its_backend_has_gone_ends() {
     engine.finish(at(0), leased.lease, Outcome::Failed, Answer::default(), false);
     engine.remove_backend(at(0), backends[0], false);
     engine.tick(at(SECOND));
-    assert_eq!(ended(&mut engine).iter().map(|ended| ended.ending).collect::<Vec<_>>(), [Ending::Unserved]);
+    assert_eq!(ended(&mut engine).iter().map(|ended| ended.ending).collect::<Vec<_>>(), [Ending::Unserved(backends[0])]);
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn a_quota_that_shrinks_holds_back_and_ends_what_it_never_admits() {
     engine.set_quota(at(0), backends[0], &[window(3, 60)], Some(1));
     assert_eq!(
         ended(&mut engine).iter().map(|ended| (ended.request, ended.ending)).collect::<Vec<_>>(),
-        [(never, Ending::Unserved)]
+        [(never, Ending::Unserved(backends[0]))]
     );
     assert!(engine.take(at(0)).is_none());
     assert_eq!(engine.status(backends[0], at(0)).state(), BackendState::Full);
@@ -304,8 +304,8 @@ proptest! {
             }
             while let Some(ended) = engine.pop_ended() {
                 *requests.get_mut(&ended.request).unwrap() += 1;
-                if ended.ending == Ending::Unserved {
-                    prop_assert!(!backends.is_empty());
+                if let Ending::Unserved(lost) = ended.ending {
+                    prop_assert!(usize::from(lost.0) < backends.len());
                 }
             }
             while engine.pop_action().is_some() {}

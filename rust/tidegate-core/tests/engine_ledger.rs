@@ -462,7 +462,7 @@ impl Run {
                     prop_assert!(request.flags.once || request.failed >= self.most_attempts);
                     request.state = State::Dead;
                 }
-                Ending::Unserved => prop_assert!(false, "no backend goes here"),
+                Ending::Unserved(_) => prop_assert!(false, "no backend goes here"),
             }
         }
         while let Some(event) = self.engine.pop_event() {

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString};
-use tidegate_core::engine::{Answer, Outcome};
+use tidegate_core::engine::{Answer, BackendId, Outcome};
 use tidegate_core::retry_after;
 use tidegate_core::time::Span;
 
@@ -77,7 +77,7 @@ fn integer<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) -> Option<
 }
 
 /// The places in `known` of the backends that a user names: one name, or several.
-pub(crate) fn chosen(known: &[String], names: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+pub(crate) fn chosen(known: &[(BackendId, String)], names: &Bound<'_, PyAny>) -> PyResult<Vec<BackendId>> {
     let refuse = |way_out: &str| error::config("backends", names, way_out);
     let listed: Vec<Bound<'_, PyAny>> = if names.is_instance_of::<PyString>() {
         vec![names.clone()]
@@ -90,9 +90,10 @@ pub(crate) fn chosen(known: &[String], names: &Bound<'_, PyAny>) -> PyResult<Vec
     }
     let place = |name: &Bound<'_, PyAny>| {
         let text: Option<String> = name.extract().ok();
-        let found = text.and_then(|text| known.iter().position(|known| *known == text));
+        let found = text.and_then(|text| known.iter().find(|(_, known)| *known == text)).map(|(id, _)| *id);
         found.ok_or_else(|| {
-            let way_out = format!("there is no such backend; there are {}", known.join(", "));
+            let names: Vec<&str> = known.iter().map(|(_, name)| name.as_str()).collect();
+            let way_out = format!("there is no such backend; there are {}", names.join(", "));
             error::config("backends", name, &way_out)
         })
     };

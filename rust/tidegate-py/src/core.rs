@@ -144,6 +144,20 @@ impl Core {
         Ok(out)
     }
 
+    /// The backends that may be named, in order of declaration.
+    fn known(&self) -> PyResult<Vec<(BackendId, String)>> {
+        let state = self.lock()?;
+        let here = state.backends.iter().enumerate().filter(|(_, backend)| backend.is_here);
+        Ok(here.map(|(id, backend)| (BackendId(id as u16), backend.name.to_string())).collect())
+    }
+
+    /// As `with`, for the backend of this name that was not removed.
+    fn with_named(&self, py: Python<'_>, name: &str, act: impl FnOnce(&mut State, BackendId)) -> PyResult<()> {
+        let found = self.known()?.into_iter().find(|(_, known)| known == name);
+        let (id, _) = found.ok_or_else(|| error::broken())?;
+        self.with(py, |state| act(state, id))
+    }
+
     /// As `with`, and tells the listeners of the requests that ended by it.
     fn with_endings<T>(&self, py: Python<'_>, act: impl FnOnce(&mut State) -> T) -> PyResult<T> {
         let (out, conclusions) = self.with(py, |state| (act(state), state.conclude_ended(py)))?;
@@ -296,16 +310,35 @@ impl Core {
         let QuotaOptions { concurrency, group, .. } = quota;
         let accounts = accounts.unwrap_or_default();
         let name = convert::interned(py, &name);
+        let now = self.now();
         self.with(py, |state| {
             let shared = group.as_ref().and_then(|group| state.groups.get(group));
             let spends = shared.map_or(Spends::Own(accounts.len().max(1) as u32), |&with| Spends::Shared(with));
             let spec = BackendSpec { limits, concurrency, spends, timeout: timeout.and_then(convert::span), weight };
             let id = state.engine.add_backend(now, &spec);
-            state.backends.push(Backend { name, runner, accounts });
+            state.backends.push(Backend { name, runner, is_here: true, accounts });
             if let Some(group) = group {
                 state.groups.entry(group).or_insert(id);
             }
         })
+    }
+
+    /// Removes the backend of this name: see `Engine::remove_backend`. What ended by it is told at the next pump.
+    #[pyo3(signature = (name, drain, /))]
+    fn remove_backend(&self, py: Python<'_>, name: &str, drain: bool) -> PyResult<()> {
+        let now = self.now();
+        self.with_named(py, name, |state, id| {
+            state.backends[usize::from(id.0)].is_here = false;
+            state.engine.remove_backend(now, id, drain);
+        })
+    }
+
+    /// Replaces what the backend of this name, and those of its group, may do.
+    #[pyo3(signature = (name, quota, /))]
+    fn set_quota(&self, py: Python<'_>, name: &str, quota: QuotaOptions) -> PyResult<()> {
+        let limits = quota.limits.iter().map(|limit| limit.declared(py)).collect::<PyResult<Vec<_>>>()?;
+        let now = self.now();
+        self.with_named(py, name, |state, id| state.engine.set_quota(now, id, &limits, quota.concurrency))
     }
 
     /// Checks the options of a request. `lasting`: it is never retried, and no attempt timeout applies.
@@ -319,17 +352,19 @@ impl Core {
         lasting: bool,
     ) -> PyResult<Terms> {
         let py = priority.py();
-        let names: Vec<String> = self.lock()?.backends.iter().map(|backend| backend.name.to_string()).collect();
-        let ids = match backends {
-            None => (0..names.len()).collect(),
-            Some(chosen) => convert::chosen(&names, chosen)?,
-        };
-        let backends: Vec<BackendId> = ids.iter().map(|&id| BackendId(id as u16)).collect();
+        let known = self.known()?;
+        let chosen = backends.map(|backends| convert::chosen(&known, backends)).transpose()?;
         let priority = convert::priority(priority)?;
         let timeout = timeout.map(convert::timeout).transpose()?;
         let cost = convert::cost(cost)?;
-        let class = self.lock()?.engine.class(self.now(), &backends, cost).map_err(|refused| {
-            let names: Vec<&str> = ids.iter().map(|&id| names[id].as_str()).collect();
+        let now = self.now();
+        let class = match &chosen {
+            None => self.lock()?.engine.class_of_any(now, cost),
+            Some(ids) => self.lock()?.engine.class(now, ids, cost),
+        };
+        let class = class.map_err(|refused| {
+            let is_meant = |id: &BackendId| chosen.as_ref().is_none_or(|ids| ids.contains(id));
+            let names: Vec<&str> = known.iter().filter(|(id, _)| is_meant(id)).map(|(_, name)| name.as_str()).collect();
             error::class(py, refused, &names.join(", "))
         })?;
         Ok(Terms { class, priority, timeout, flow: None, flags: Flags { held: false, once: lasting, untimed: lasting } })
@@ -602,14 +637,17 @@ impl Core {
         Ok(self.lock()?.engine.workers())
     }
 
-    /// For each backend `(state, seconds until it may change or None, in flight, strays, limits)`, and for each limit
+    /// For each backend on which something may run `(name, state, seconds until it may change or None, in flight, strays, limits)`, and for each limit
     /// `(account from 0, used, available, seconds until it admits a cost of 1 or None)`.
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let now = self.now();
         let until = |at: Instant| seconds(at.since(now));
         let state = self.lock()?;
-        let rows = (0..state.backends.len()).map(|id| {
+        let rows = state.backends.iter().enumerate().filter_map(|(id, backend)| {
             let status = state.engine.status(BackendId(id as u16), now);
+            if status.is_gone() {
+                return None;
+            }
             let limits: Vec<(usize, u32, u32, Option<f64>)> = status
                 .limits()
                 .map(|(account, usage)| {
@@ -626,8 +664,9 @@ impl Core {
                 BackendState::Limited(at) => ("limited", at.map(until)),
                 BackendState::Full => ("full", None),
                 BackendState::Closed(at) => ("closed", Some(until(at))),
+                BackendState::Draining => ("draining", None),
             };
-            (word, change, status.in_flight(), status.strays(), limits)
+            Some((backend.name.clone_ref(py), word, change, status.in_flight(), status.strays(), limits))
         });
         let rows: Vec<_> = rows.collect();
         drop(state);

@@ -28,6 +28,8 @@ pub(crate) struct Foreign {
 pub(crate) struct Backend {
     pub(crate) name: Py<PyString>,
     pub(crate) runner: Py<PyAny>,
+    /// It may be named: it was not removed.
+    pub(crate) is_here: bool,
     /// As declared; none when it has a single one without a name.
     pub(crate) accounts: Vec<Py<PyAny>>,
 }
@@ -336,14 +338,17 @@ impl State {
         let mut conclusions = Vec::new();
         while let Some(Ended { request, ending, waits, age, failed }) = self.engine.pop_ended() {
             let Some(pending) = self.let_go(request) else { continue };
-            let ending = match ending {
+            let reason = ending;
+            let ending = match reason {
                 Ending::Expired(Stage::Queued) => "expired while queued",
                 Ending::Expired(Stage::Leased) => "expired while leased",
                 Ending::Cancelled => "cancelled",
                 Ending::Closed => "closed",
                 Ending::Dead => "dead",
+                Ending::Unserved(_) => "unserved",
             };
-            let backend = pending.last_backend(py);
+            let name = |id: BackendId| self.backends[usize::from(id.0)].name.clone_ref(py);
+            let backend = if let Ending::Unserved(lost) = reason { Some(name(lost)) } else { pending.last_backend(py) };
             let end = End::Error(ending, None);
             conclusions.push(Conclusion { pending, end, held: None, backend, attempts: failed, waits, age });
         }
@@ -403,6 +408,7 @@ impl State {
                 Event::LimitClosed { backend, until } => {
                     events.push(("limit_closed", name(backend), Some(seconds(until.since(now)))));
                 }
+                Event::BackendGone { backend } => events.push(("backend_gone", name(backend), None)),
                 Event::LimitReopened { backend } => events.push(("limit_reopened", name(backend), None)),
                 _ => {}
             }

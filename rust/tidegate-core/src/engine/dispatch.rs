@@ -252,7 +252,7 @@ impl Engine {
             self.head_changed(now, class);
         }
         if self.sets[self.classes[class as usize].set as usize].backends.is_empty() {
-            self.abort(now, slot, Ending::Unserved);
+            self.unserved(now, slot);
         }
     }
 

@@ -223,9 +223,18 @@ impl Engine {
         self.head_changed(now, class);
         if self.sets[to as usize].backends.is_empty() {
             while let Some(slot) = self.classes[class as usize].queue.head(&self.requests) {
-                self.abort(now, slot, Ending::Unserved);
+                self.unserved(now, slot);
             }
         }
+    }
+
+    /// Ends a request that no backend may serve any more.
+    #[cold]
+    pub(super) fn unserved(&mut self, now: Instant, slot: u32) {
+        let named = self.classes[self.requests.get(slot).class as usize].named;
+        let removed = |id: &u16| self.backends[usize::from(*id)].presence != Presence::Here;
+        let lost = self.named_backends(named).find(removed).or_else(|| self.named_backends(named).next()).unwrap_or(0);
+        self.abort(now, slot, Ending::Unserved(BackendId(lost)));
     }
 
     /// Interrupts what runs on a backend; the requests wait again.

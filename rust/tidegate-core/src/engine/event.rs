@@ -26,8 +26,8 @@ pub enum Ending {
     Closed,
     /// Its last attempt timed out.
     Dead,
-    /// No backend is left that could serve it.
-    Unserved,
+    /// No backend is left that could serve it; this one could have.
+    Unserved(BackendId),
 }
 
 /// A request that ended without the shell having said so.

@@ -504,7 +504,7 @@ impl Engine {
         match ending {
             Ending::Expired(_) => self.ledger.expired += 1,
             Ending::Cancelled | Ending::Closed => self.ledger.cancelled += 1,
-            Ending::Dead | Ending::Unserved => self.ledger.dead += 1,
+            Ending::Dead | Ending::Unserved(_) => self.ledger.dead += 1,
         }
         self.end_later(now, slot, ending, waits);
     }

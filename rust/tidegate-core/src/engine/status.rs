@@ -2,6 +2,7 @@
 
 use super::account::Account;
 use super::backend::{Backend, Blocked, Cause};
+use super::eligibility::Presence;
 use super::{BackendId, Engine};
 use crate::limit::{GateState, Usage};
 use crate::time::Instant;
@@ -17,6 +18,8 @@ pub enum BackendState {
     Full,
     /// Its server rejected a message; until when.
     Closed(Instant),
+    /// It was removed, and serves what no other one can, or what still runs.
+    Draining,
 }
 
 /// A backend at one moment.
@@ -28,8 +31,16 @@ pub struct BackendStatus<'a> {
 }
 
 impl<'a> BackendStatus<'a> {
+    /// It was removed, and nothing runs on it any more.
+    pub fn is_gone(&self) -> bool {
+        self.backend.presence == Presence::Gone
+    }
+
     /// What it does with requests that wait for it: as the account that takes them first.
     pub fn state(&self) -> BackendState {
+        if self.backend.presence != Presence::Here {
+            return BackendState::Draining;
+        }
         let state = |account: &Account| match (account.quota.gate(self.now), account.blocked) {
             (GateState::Closed(until), _) => BackendState::Closed(until),
             (_, None) => BackendState::Open,
@@ -42,6 +53,7 @@ impl<'a> BackendStatus<'a> {
             BackendState::Full => (2, None),
             BackendState::Limited(until) => (3, until),
             BackendState::Closed(until) => (4, Some(until)),
+            BackendState::Draining => (5, None),
         };
         self.accounts.iter().map(state).min_by_key(rank).unwrap_or(BackendState::Full)
     }

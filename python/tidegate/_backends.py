@@ -1,0 +1,209 @@
+"""The backends of one scheduler: what runs their attempts, and what each owns from its first attempt to after its last."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import cycle
+
+from tidegate import _core
+from tidegate._backend import Backend
+from tidegate._errors import ConfigError
+from tidegate._quota import BackendQuota
+from tidegate._runner import Runner, runner_of
+from tidegate._snapshot import BackendState, Event, LimitState
+from tidegate._threads import HandlerThreads
+
+logger = logging.getLogger("tidegate")
+
+
+@dataclass(slots=True)
+class _Entry:
+    backend: Backend
+    quota: BackendQuota  # as it is now
+    threads: HandlerThreads | None
+    is_here: bool = True
+    is_open: bool = False
+    opening: "asyncio.Task[None] | None" = None
+
+
+class Backends:
+    """All of them, by name; those that were removed as long as something runs on them."""
+
+    def __init__(self, core: _core.Core, backends: Iterable[Backend]) -> None:
+        if not isinstance(backends, Iterable):
+            msg = f"backends={backends!r}: give an iterable of Backend(name, handler, quota)"
+            raise ConfigError(msg, option="backends", value=backends)
+        self._core = core
+        self._entries: dict[str, _Entry] = {}
+        self._runners: dict[str, Runner] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_open = False
+        for backend in backends:
+            self.add(backend)
+
+    @property
+    def runners(self) -> Mapping[str, Runner]:
+        """What runs an attempt, by the name of its backend."""
+        return self._runners
+
+    @property
+    def caps(self) -> Iterator[int | None]:
+        """The cap on concurrency of each account."""
+        for entry in self._here():
+            yield from [entry.quota.concurrency] * len(entry.backend.accounts or [None])
+
+    def add(self, backend: Backend) -> None:
+        """Have one more.
+
+        Raises:
+            ConfigError: It is no backend, has the name of another one, or another quota than its group.
+        """
+        if not isinstance(backend, Backend):
+            msg = f"backends={backend!r}: give Backend(name, handler, quota)"
+            raise ConfigError(msg, option="backends", value=backend)
+        if (other := self._entries.get(backend.name)) is not None:
+            msg = (
+                f"backends={backend.name!r}: two backends have this name; give each its own"
+                if other.is_here
+                else f"backends={backend.name!r}: the one that was removed still works; give the new one another name, or wait"
+            )
+            raise ConfigError(msg, option="backends", value=backend.name)
+        self._check_group(backend)
+        runner, threads = runner_of(backend)
+        entry = _Entry(backend, backend.quota, threads)
+        if self._is_open and type(backend).aopen is not Backend.aopen:
+            entry.opening = asyncio.get_running_loop().create_task(backend.aopen())
+            runner = _after(entry.opening, runner)
+        entry.is_open = self._is_open
+        self._core.add_backend(backend, runner)
+        self._runners[backend.name] = runner
+        self._entries[backend.name] = entry
+
+    def remove(self, name: str, *, drain: bool) -> None:
+        """Take one out; see `RateLimitScheduler.remove_backend`."""
+        entry = self._named(name)
+        self._core.remove_backend(name, drain)
+        entry.is_here = False
+
+    def set_quota(self, name: str, quota: BackendQuota | str) -> None:
+        """Replace what one, and those of its group, may do; see `RateLimitScheduler.set_quota`."""
+        entry = self._named(name)
+        group = entry.quota.group
+        if not isinstance(quota, BackendQuota | str):
+            msg = f"quota={quota!r}: give a BackendQuota, or a text such as '100/min'"
+            raise ConfigError(msg, option="quota", value=quota)
+        if isinstance(quota, str):
+            quota = BackendQuota(quota, concurrency=entry.quota.concurrency)
+        if quota.group not in (None, group):
+            msg = f"group={quota.group!r}: backend {name!r} stays in its group, {group!r}; leave it out"
+            raise ConfigError(msg, option="group", value=quota.group)
+        quota = BackendQuota(*quota.limits, concurrency=quota.concurrency, group=group)
+        self._core.set_quota(name, quota)
+        for other in self._entries.values():
+            if other is entry or (group is not None and other.quota.group == group):
+                other.quota = quota
+
+    async def open(self) -> None:
+        """Let each open what it owns, in order of declaration."""
+        for entry in list(self._entries.values()):
+            await entry.backend.aopen()
+            entry.is_open = True
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Let threads end, and each backend close what it owns, the last one first."""
+        self._is_open = False
+        async with AsyncExitStack() as stack:
+            for entry in self._entries.values():
+                stack.push_async_callback(_close, entry)
+            if self._closing:
+                await asyncio.wait(self._closing)
+
+    def hear(self, event: Event | None) -> None:
+        """Close one on which nothing runs any more."""
+        if event is None or event.kind != "backend_gone":
+            return
+        entry = self._entries.pop(event.backend)
+        del self._runners[event.backend]
+        closing = asyncio.get_running_loop().create_task(_close_quietly(entry))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    def states(self) -> dict[str, BackendState]:
+        """How each stands now, and its limits."""
+        states = {}
+        for name, state, until, in_flight, strays, usage in self._core.status():
+            entry = self._entries.get(name)
+            if entry is None:  # its end is about to be told
+                continue
+            has_accounts = entry.backend.accounts is not None
+            rows = tuple(
+                LimitState(
+                    name=limit.name,
+                    kind=limit.kind,
+                    amount=limit.amount,
+                    period=limit.period,
+                    burst=limit.burst,
+                    used=used,
+                    available=available,
+                    next_eligible_in=next_eligible,
+                    account=account if has_accounts else None,
+                )
+                for limit, (account, used, available, next_eligible) in zip(cycle(entry.quota.limits), usage, strict=False)
+            )
+            states[name] = BackendState(state, until, in_flight, strays, rows)
+        return states
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of those that were not removed."""
+        return (entry.backend.name for entry in self._here())
+
+    def _here(self) -> Iterator[_Entry]:
+        return (entry for entry in self._entries.values() if entry.is_here)
+
+    def _named(self, name: str) -> _Entry:
+        entry = self._entries.get(name) if isinstance(name, str) else None
+        if entry is None or not entry.is_here:
+            msg = f"name={name!r}: there is no such backend; there are {', '.join(self) or 'none'}"
+            raise ConfigError(msg, option="name", value=name)
+        return entry
+
+    def _check_group(self, backend: Backend) -> None:
+        group = backend.quota.group
+        if group is None:
+            return
+        for entry in self._entries.values():
+            theirs = (entry.quota, entry.backend.accounts)
+            if entry.quota.group == group and (backend.quota, backend.accounts) != theirs:
+                msg = (
+                    f"group={group!r}: backends {entry.backend.name!r} and {backend.name!r} spend one quota, so give them the "
+                    "same limits, concurrency and accounts, or different groups"
+                )
+                raise ConfigError(msg, option="group", value=group)
+
+
+def _after(opening: "asyncio.Task[None]", runner: Runner) -> Runner:
+    async def run(request: _core.Request) -> object:
+        # An attempt that is cancelled meanwhile is no reason not to open.
+        await asyncio.shield(opening)
+        return await runner(request)
+
+    return run
+
+
+async def _close(entry: _Entry) -> None:
+    if entry.threads is not None:
+        entry.threads.close()
+    if entry.opening is not None:
+        await asyncio.wait([entry.opening])
+    if entry.is_open:
+        await entry.backend.aclose()
+
+
+async def _close_quietly(entry: _Entry) -> None:
+    try:
+        await _close(entry)
+    except Exception:
+        logger.exception("%s was removed, and failed to close", entry.backend.name)
