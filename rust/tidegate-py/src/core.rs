@@ -154,7 +154,7 @@ impl Core {
     /// As `with`, for the backend of this name that was not removed.
     fn with_named(&self, py: Python<'_>, name: &str, act: impl FnOnce(&mut State, BackendId)) -> PyResult<()> {
         let found = self.known()?.into_iter().find(|(_, known)| known == name);
-        let (id, _) = found.ok_or_else(|| error::broken())?;
+        let (id, _) = found.ok_or_else(error::broken)?;
         self.with(py, |state| act(state, id))
     }
 
