@@ -1,7 +1,10 @@
-//! The most that can go through a limit, in closed form: what utilisation is measured against.
+//! The most that can go through a limit: what utilisation is measured against. In closed form, but for buckets whose round trips differ.
 //!
-//! Both count from idle at the beginning of a finite horizon, its last instant included, for a client that always has something to
+//! All count from idle at the beginning of a finite horizon, its last instant included, for a client that always has something to
 //! send. Of several limits at once the least is a bound.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use super::{Kind, Limit, Margin, Paced, state, unknown};
 use crate::time::{Instant, Span};
@@ -33,8 +36,8 @@ pub fn allowed(limit: &Limit, horizon: Span) -> u64 {
 ///
 /// A unit of a window comes round once in its period, its margin and a round trip. A bucket loses nothing while a round trip fits
 /// in `burst - 1` intervals, and else lets its burst through once in an interval, its margin and a round trip. For round trips that differ,
-/// give their mean: it is exact for windows (Little's law); a bucket that cannot keep up sends somewhat less, since the answers of
-/// one burst do not come evenly.
+/// give their mean: it is exact for windows (Little's law); a bucket sends somewhat less, since the answers of one burst do not come
+/// evenly ([`reachable_on`] says how much).
 pub fn reachable(limit: &Limit, margin: Margin, round_trip: Span, horizon: Span) -> u64 {
     let (amount, period) = (limit.amount(), limit.period());
     let bucket = |amount, burst, margin: Margin| {
@@ -56,6 +59,47 @@ pub fn reachable(limit: &Limit, margin: Margin, round_trip: Span, horizon: Span)
             bucket(amount - (burst - 1), burst, margin.slower(Paced::SLOWER_PPM))
         }
         Kind::Unknown => window.min(bucket(amount, unknown::BURST.min(amount), margin)),
+    }
+}
+
+/// The same where round trips differ: `mean` is their mean, `round_trips` gives that of each message in the order of sending.
+///
+/// The units of a bucket go round one by one: each is away for its round trip and the margin, and then waits until those that were back
+/// before it have been refilled, an interval each.
+///
+/// # Complexity
+/// Linear in what is sent through buckets, times the logarithm of their burst.
+pub fn reachable_on(limit: &Limit, margin: Margin, mean: Span, round_trips: impl FnMut() -> Span, horizon: Span) -> u64 {
+    let (amount, period) = (limit.amount(), limit.period());
+    let (amount, burst, margin) = match limit.kind() {
+        Kind::Window | Kind::Aligned => return reachable(limit, margin, mean, horizon),
+        Kind::Bucket | Kind::Leaky => (amount, limit.burst(), margin),
+        Kind::Counter => {
+            let (_, burst) = Paced::pace(amount, period, state::reach(period));
+            (amount - (burst - 1), burst, margin.slower(Paced::SLOWER_PPM))
+        }
+        Kind::Unknown => (amount, unknown::BURST.min(amount), margin),
+    };
+    cycles(margin.interval(amount, period), burst, margin.floor(), round_trips, horizon)
+        .min(reachable(limit, margin, mean, horizon))
+}
+
+/// The units of a bucket, going round.
+fn cycles(interval: Span, burst: u32, late: Span, mut round_trips: impl FnMut() -> Span, horizon: Span) -> u64 {
+    let end = Instant::ORIGIN + horizon;
+    let mut away = BinaryHeap::new();
+    let (mut sent, mut now, mut refilled) = (0, Instant::ORIGIN, Instant::ORIGIN);
+    loop {
+        if sent >= u64::from(burst) {
+            let Reverse(back) = away.pop().expect("as many as the burst are away");
+            refilled = refilled.max(back) + interval;
+            now = now.max(refilled);
+        }
+        if now > end {
+            return sent;
+        }
+        sent += 1;
+        away.push(Reverse(now + round_trips() + late));
     }
 }
 
@@ -151,6 +195,24 @@ mod tests {
         assert_eq!(allowed_by_all(&[], horizon), None);
         let windows = [Limit::window(100, minute(1)).unwrap(), Limit::window(3000, minute(60)).unwrap()];
         assert_eq!(allowed_by_all(&windows, minute(10)), Some(1100));
+    }
+
+    #[test]
+    fn round_trips_that_differ_cost_no_less_than_their_mean() {
+        let (horizon, ms) = (Span::from_secs(600), Span::from_millis);
+        let limit = Limit::bucket(100, SECOND, 6).unwrap();
+        let same = reachable_on(&limit, Margin::NONE, ms(90), || ms(90), horizon);
+        assert!(reachable(&limit, Margin::NONE, ms(90), horizon) - same < 6, "{same}");
+        let mut long = false;
+        let mut alternate = || {
+            long = !long;
+            ms(if long { 80 } else { 0 })
+        };
+        let alternating = reachable_on(&limit, Margin::NONE, ms(40), &mut alternate, horizon);
+        assert_eq!(reachable(&limit, Margin::NONE, ms(40), horizon), 6 + 59_996);
+        assert!((50_000..60_000).contains(&alternating), "{alternating}");
+        let window = Limit::window(10, SECOND).unwrap();
+        assert_eq!(reachable_on(&window, Margin::NONE, ms(90), alternate, horizon), 10 * (600_000 / 1090 + 1));
     }
 
     #[test]
