@@ -57,6 +57,14 @@ impl AckGcra {
         self
     }
 
+    /// One unit is left at `at`, and no more, whatever has arrived by then.
+    pub(super) fn drain_to_one(&mut self, at: Instant) {
+        while let Some((_, units)) = self.arrivals.pop(at) {
+            self.pending = self.pending.saturating_sub(units);
+        }
+        self.tat = at + self.interval.times(u64::from(self.burst - 1));
+    }
+
     /// With the same units used at `now`, of another rate and burst.
     #[must_use]
     pub(super) fn refitted(&self, now: Instant, interval: Span, burst: u32) -> AckGcra {

@@ -10,6 +10,7 @@ mod ack_window;
 pub mod bound;
 mod declared;
 mod gate;
+mod ladder;
 mod occupancy;
 mod paced;
 mod phase_window;

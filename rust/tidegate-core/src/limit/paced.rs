@@ -63,6 +63,11 @@ impl Paced {
         self.capacity = capacity;
         self
     }
+
+    /// One unit is left at `at`, and no more.
+    pub(super) fn drain_to_one(&mut self, at: Instant) {
+        self.bucket.drain_to_one(at);
+    }
 }
 
 impl Policy for Paced {

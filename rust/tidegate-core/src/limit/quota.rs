@@ -1,6 +1,7 @@
 //! What a backend allows: several limits at once, and the gate that a rejection closes.
 
 use super::gate::Gate;
+use super::ladder::Ladder;
 use super::state::State;
 use super::{Anchor, Eligible, GateState, Kind, Limit, Margin, Policy};
 use crate::time::{Instant, Span};
@@ -47,16 +48,6 @@ pub struct Step {
     pub used: u32,
 }
 
-/// The next rung of the kind ladder: what is admitted by more servers, at a lower price than what comes after it.
-fn above(rung: Kind) -> Option<Kind> {
-    match rung {
-        Kind::Window | Kind::Aligned | Kind::Bucket => Some(Kind::Unknown),
-        Kind::Unknown => Some(Kind::Counter),
-        Kind::Counter => Some(Kind::Leaky),
-        Kind::Leaky => None,
-    }
-}
-
 /// The AND of several limits, all or nothing, and the gate that a rejection closes.
 ///
 /// A message is charged to every limit by [`send`](Quota::send). Then exactly one of these follows:
@@ -74,13 +65,10 @@ pub struct Quota {
     limits: Box<[Limit]>,
     /// Of each limit.
     states: Box<[State]>,
-    /// What each limit is treated as.
-    rungs: Box<[Kind]>,
+    ladder: Ladder,
     /// Some limit's clock starts at the end of an attempt.
     late: bool,
     gate: Gate,
-    /// When a limit last took a step, and which.
-    stepped: Option<(Instant, usize)>,
     margin: Margin,
 }
 
@@ -94,10 +82,9 @@ impl Quota {
         Quota {
             limits: limits.into(),
             states: limits.iter().map(|limit| State::new(limit, margin)).collect(),
-            rungs: limits.iter().map(Limit::kind).collect(),
+            ladder: Ladder::new(limits),
             late: limits.iter().any(|limit| limit.anchor() == Anchor::Finish),
             gate: Gate::OPEN,
-            stepped: None,
             margin,
         }
     }
@@ -112,8 +99,9 @@ impl Quota {
         let mut quota = Quota { gate: self.gate, ..Quota::new(limits, self.margin) };
         let mut known: Vec<usize> = (0..self.limits.len()).collect();
         for (index, limit) in limits.iter().enumerate() {
-            let same =
-                known.iter().position(|&old| self.rungs[old] == self.limits[old].kind() && self.limits[old].is_like(limit));
+            let same = known
+                .iter()
+                .position(|&old| self.ladder.rungs()[old] == self.limits[old].kind() && self.limits[old].is_like(limit));
             let taken_over = same.and_then(|at| self.states[known.remove(at)].refitted(now, limit, self.margin));
             quota.states[index] = taken_over.unwrap_or_else(|| {
                 let in_flight = if limit.anchor() == Anchor::Finish { unfinished } else { unacked };
@@ -212,18 +200,28 @@ impl Quota {
     ///
     /// Never shortens a closure. A rejection of a message that was sent before an accepted probe is old news, and ignored.
     pub fn rejected(&mut self, now: Instant, sent: Instant, retry_after: Option<Span>) -> Option<Instant> {
-        let blamed = || self.stepped.map(|(_, index)| index).or_else(|| self.suspect());
-        let untold = || blamed().map_or(UNTOLD, |index| self.limits[index].period());
-        self.gate.rejected(now, sent, retry_after.unwrap_or_else(untold))
+        let untold = || self.ladder.blamed(&self.limits).map_or(UNTOLD, |index| self.limits[index].period());
+        let was_closed = matches!(self.gate(now), GateState::Closed(_));
+        let moved = self.gate.rejected(now, sent, retry_after.unwrap_or_else(untold));
+        if self.ladder.has_stepped()
+            && let GateState::Closed(until) = self.gate(now)
+        {
+            if !was_closed {
+                self.ladder.closed(&self.limits, now);
+            }
+            self.reopen_evenly(until);
+        }
+        moved
     }
 
-    /// Which limit a rejection is put down to: the shortest that can still climb, else the shortest.
-    fn suspect(&self) -> Option<usize> {
-        (0..self.limits.len()).min_by_key(|&index| (self.next_rung(index).is_none(), self.limits[index].period()))
-    }
-
-    fn next_rung(&self, index: usize) -> Option<Kind> {
-        above(self.rungs[index]).filter(|_| self.limits[index].is_guessed())
+    /// What has taken a step goes on without a burst, some way behind the opening of the gate.
+    #[cold]
+    fn reopen_evenly(&mut self, until: Instant) {
+        for (index, state) in self.states.iter_mut().enumerate() {
+            if self.ladder.rungs()[index] != self.limits[index].kind() {
+                state.drain_to_one(until + self.ladder.distance(&self.limits, index));
+            }
+        }
     }
 
     /// The server rejected a message, sent at `sent`, although it conformed: the shortest limit whose kind is a guess is treated as
@@ -232,16 +230,10 @@ impl Quota {
     /// What was sent before the last step, or at that instant, did not conform to what came of it: no step. Nor is there one when all
     /// kinds were named, or have climbed as far as they can.
     pub fn climb(&mut self, now: Instant, sent: Instant) -> Option<Step> {
-        if self.stepped.is_some_and(|(stepped, _)| sent <= stepped) {
-            return None;
-        }
-        let index = self.suspect()?;
-        let (limit, from, to) = (&self.limits[index], self.rungs[index], self.next_rung(index)?);
+        let (index, from, to) = self.ladder.climb(&self.limits, now, sent)?;
         let state = &mut self.states[index];
         let used = state.used(now);
-        *state = State::on_rung(to, limit, self.margin, now, state.in_flight());
-        self.rungs[index] = to;
-        self.stepped = Some((now, index));
+        *state = State::on_rung(to, &self.limits[index], self.margin, now, state.in_flight());
         Some(Step { limit: index as u16, from, to, used })
     }
 
@@ -281,7 +273,7 @@ impl Quota {
 
     /// How each limit stands at `now`, in the order of [`limits`](Quota::limits).
     pub fn usage(&self, now: Instant) -> impl Iterator<Item = Usage<'_>> {
-        let states = self.limits.iter().zip(&self.states).zip(&self.rungs);
+        let states = self.limits.iter().zip(&self.states).zip(self.ladder.rungs());
         states.map(move |((limit, state), &treated_as)| {
             let (used, available) = (state.used(now), state.available(now));
             Usage { limit, treated_as, used, available, next_eligible: state.next_eligible(now, 1) }

@@ -59,6 +59,15 @@ impl State {
             _ => State::Unknown(Box::new(Unknown::new(amount, period, capacity, margin).emptied(now, in_flight))),
         }
     }
+
+    /// A rung of the ladder goes on from its slowest: one unit is left at `at`, and no more.
+    pub(super) fn drain_to_one(&mut self, at: Instant) {
+        match self {
+            State::Paced(paced) => paced.drain_to_one(at),
+            State::Unknown(unknown) => unknown.drain_to_one(at),
+            State::Window(_) | State::Bucket(_) | State::Aligned(_) => {}
+        }
+    }
 }
 
 /// Of a short period, a round trip would take all; of those a quarter is spared at most.

@@ -36,6 +36,11 @@ impl Unknown {
         self.bucket = self.bucket.emptied(now, in_flight);
         self
     }
+
+    /// One unit is left in the bucket at `at`, and no more.
+    pub(super) fn drain_to_one(&mut self, at: Instant) {
+        self.bucket.drain_to_one(at);
+    }
 }
 
 impl Policy for Unknown {

@@ -34,15 +34,16 @@ pub struct Trial {
 /// What came of a trial.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Messages that arrived within the horizon and were accepted.
+    /// Messages that were sent within the horizon and accepted.
     pub accepted: u64,
-    /// Messages that arrived and were not, those included that were on their way when the horizon was reached.
+    /// Messages that were not.
     pub rejected: u64,
     /// Messages in flight when the client learnt of the first rejection, that one included.
     pub in_flight_then: u64,
     /// The steps of the kind ladder, and when, in order.
     pub steps: Vec<(Instant, Step)>,
-    /// When the last limit that was closed opened for good; the beginning if none was.
+    /// When the last limit that was closed had opened for good, and the periods of those were over that had taken a step: such a limit
+    /// goes on as if it were full. The beginning if none was closed.
     pub settled_at: Instant,
     /// Messages accepted, and rejected, from then on.
     pub since: (u64, u64),
@@ -134,9 +135,8 @@ impl Run {
         match turn {
             Turn::There { back } => match self.trial.server.arrive(now, 1) {
                 Verdict::Accepted => {
-                    let counts = u64::from(now <= Instant::ORIGIN + self.trial.horizon);
-                    self.report.accepted += counts;
-                    self.report.since.0 += counts;
+                    self.report.accepted += 1;
+                    self.report.since.0 += u64::from(now >= self.report.settled_at);
                     let answered = Turn::Answered { back };
                     self.at(now + self.trial.service, lease, answered);
                 }
@@ -166,7 +166,8 @@ impl Run {
             match event {
                 Event::LimitStepped { step, .. } => self.report.steps.push((now, step)),
                 Event::LimitReopened { .. } => {
-                    self.report.settled_at = now;
+                    let stepped = self.report.steps.iter().map(|(_, step)| self.trial.limits[usize::from(step.limit)].period());
+                    self.report.settled_at = now + stepped.max().unwrap_or(Span::ZERO);
                     self.report.since = (0, 0);
                 }
                 Event::LimitClosed { .. } | Event::BackendGone { .. } => {}
