@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use tidegate_core::limit::Kind;
+use tidegate_core::limit::{Jitter, Kind};
 use tidegate_core::sim::{Case, DELAYS, Outcome, Serving, Shape};
 
 /// Of what the policy of a declared kind could reach, at least.
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
     ] {
         undeclared(title, tells, counts_rejected, seeds);
     }
+    let conforms = credited(seeds) && conforms;
     if conforms { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -64,7 +65,9 @@ fn grid(rows: &[(Serving, Shape)], seeds: u64, case: impl Fn(Case) -> Case + Syn
                     let cell = next.fetch_add(1, Ordering::Relaxed);
                     let Some(&(serving, shape)) = rows.get(cell / lines) else { return };
                     let delay = DELAYS[cell % lines].1;
-                    let case = case(Case { serving, shape, delay, is_declared: true, tells: false, counts_rejected: false });
+                    let jitter = Jitter::None;
+                    let case =
+                        case(Case { serving, shape, delay, jitter, is_declared: true, tells: false, counts_rejected: false });
                     let outcomes: Vec<Outcome> = (0..seeds).map(|seed| case.run(seed)).collect();
                     sender.send((cell, outcomes)).expect("it is read below");
                 }
@@ -157,6 +160,48 @@ fn undeclared(title: &str, tells: bool, counts_rejected: bool, seeds: u64) {
     let table: Vec<Vec<String>> = table.iter().map(|row| row.iter().map(&mut cell).collect()).collect();
     print(&rows, &table);
     println!("\n{} of {cells} cells meet the goal for rejections, {} the one for use.", cells - many, cells - short);
+}
+
+/// Whether no client was rejected that knows its line.
+fn credited(seeds: u64) -> bool {
+    println!("\n## Jitter credit\n");
+    println!(
+        "Messages let through in % of what a perfect client gets through, for declared kinds: on acknowledgements alone; where it is known by"
+    );
+    println!(
+        "how much the ways to the server differ (a heavy tail has no bound); with `auto`, which finds that out. Then rejections, if there were any.\n"
+    );
+    let serving = |row: &(Serving, Shape)| {
+        let (serving, shape) = row;
+        match serving {
+            Serving::Log => shape.burst.is_none(),
+            Serving::TokenBucket => shape.burst.is_some(),
+            Serving::Gcra => shape.burst.is_none(),
+            Serving::Counter => true,
+            _ => false,
+        }
+    };
+    let rows: Vec<_> = rows().into_iter().filter(serving).collect();
+    let modes =
+        [|_: Case| Jitter::None, |case: Case| case.delay.jitter().map_or(Jitter::None, Jitter::Known), |_: Case| Jitter::Auto];
+    let tables = modes.map(|mode| grid(&rows, seeds, |case| Case { jitter: mode(case), ..case }));
+    let mut rejected = [0; 3];
+    let mut cell = |row: usize, line: usize| {
+        let mut mode = |mode: usize| {
+            let outcomes: &Vec<Outcome> = &tables[mode][row][line];
+            let rejections: u64 = outcomes.iter().map(|outcome| outcome.report.rejected).sum();
+            rejected[mode] += rejections;
+            let share = percent(least(outcomes, Outcome::of_allowed));
+            if rejections > 0 { format!("{share} ({rejections} rejected)") } else { share }
+        };
+        let known = if DELAYS[line].1.jitter().is_some() { mode(1) } else { "-".to_owned() };
+        format!("{} / {known} / {}", mode(0), mode(2))
+    };
+    let table: Vec<Vec<String>> = (0..rows.len()).map(|row| (0..DELAYS.len()).map(|line| cell(row, line)).collect()).collect();
+    print(&rows, &table);
+    let [none, known, auto] = rejected;
+    println!("\nRejections in all: {none} without, {known} with a known bound, {auto} with `auto`.");
+    none + known == 0
 }
 
 fn name(kind: Kind) -> String {

@@ -1,9 +1,18 @@
 //! A few cells of the conformance grid, each kind of server at least once. All of it: `make conformance`.
 
+use tidegate_core::limit::Jitter;
 use tidegate_core::sim::{Case, DELAYS, Serving, Shape};
 
 fn case(serving: Serving, shape: usize, line: usize) -> Case {
-    Case { serving, shape: Shape::ALL[shape], delay: DELAYS[line].1, is_declared: true, tells: false, counts_rejected: false }
+    Case {
+        serving,
+        shape: Shape::ALL[shape],
+        delay: DELAYS[line].1,
+        jitter: Jitter::None,
+        is_declared: true,
+        tells: false,
+        counts_rejected: false,
+    }
 }
 
 /// No server that counts as declared rejects a message, and nearly all is used that round trips leave.

@@ -412,7 +412,7 @@ impl Engine {
         let charged = &mut self.accounts[account as usize];
         if unacked > 0 {
             charged.longest_latency = charged.longest_latency.max(now.since(sent_at));
-            charged.quota.ack(now, unacked);
+            charged.quota.ack_sent(now, sent_at, unacked);
         }
         let event = if was_rejected {
             None
@@ -443,7 +443,7 @@ impl Engine {
         let (account, sent_at) = (lease.account, lease.sent_at);
         let charged = &mut self.accounts[account as usize];
         let counted_by = now + charged.longest_latency;
-        charged.quota.ack(counted_by, unacked);
+        charged.quota.ack_sent(counted_by, sent_at, unacked);
         charged.quota.unanswered(sent_at);
         self.completed(now, counted_by, index);
         self.limit_changed(now, account);

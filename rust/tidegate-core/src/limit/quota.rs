@@ -1,5 +1,6 @@
 //! What a backend allows: several limits at once, and the gate that a rejection closes.
 
+use super::credit::Credits;
 use super::gate::Gate;
 use super::ladder::Ladder;
 use super::state::State;
@@ -55,9 +56,9 @@ pub struct Step {
 /// | what happened | calls |
 /// |---|---|
 /// | nothing left this machine | [`refund`](Quota::refund) |
-/// | headers arrived | [`ack`](Quota::ack), then [`accepted`](Quota::accepted) or [`rejected`](Quota::rejected) |
+/// | headers arrived | [`ack_sent`](Quota::ack_sent), then [`accepted`](Quota::accepted) or [`rejected`](Quota::rejected) |
 /// | the attempt is over, whatever came of it | [`finish`](Quota::finish), if it [`waits_for_finish`](Quota::waits_for_finish) |
-/// | the attempt ended without headers | [`ack`](Quota::ack) with the latest instant at which they could have come, and [`unanswered`](Quota::unanswered) |
+/// | the attempt ended without headers | [`ack_sent`](Quota::ack_sent) with the latest instant at which they could have come, and [`unanswered`](Quota::unanswered) |
 ///
 /// `sent` is always the `now` that the message's `send` was given.
 #[derive(Clone, Debug)]
@@ -66,6 +67,7 @@ pub struct Quota {
     /// Of each limit.
     states: Box<[State]>,
     ladder: Ladder,
+    credits: Option<Box<Credits>>,
     /// Some limit's clock starts at the end of an attempt.
     late: bool,
     gate: Gate,
@@ -83,6 +85,7 @@ impl Quota {
             limits: limits.into(),
             states: limits.iter().map(|limit| State::new(limit, margin)).collect(),
             ladder: Ladder::new(limits),
+            credits: Credits::new(limits, margin),
             late: limits.iter().any(|limit| limit.anchor() == Anchor::Finish),
             gate: Gate::OPEN,
             margin,
@@ -102,7 +105,14 @@ impl Quota {
             let same = known
                 .iter()
                 .position(|&old| self.ladder.rungs()[old] == self.limits[old].kind() && self.limits[old].is_like(limit));
-            let taken_over = same.and_then(|at| self.states[known.remove(at)].refitted(now, limit, self.margin));
+            let taken_over = same.and_then(|at| {
+                let old = known.remove(at);
+                let state = self.states[old].refitted(now, limit, self.margin)?;
+                if let (Some(credits), Some(before)) = (&mut quota.credits, &self.credits) {
+                    credits.take_over(index, before, old);
+                }
+                Some(state)
+            });
             quota.states[index] = taken_over.unwrap_or_else(|| {
                 let in_flight = if limit.anchor() == Anchor::Finish { unfinished } else { unacked };
                 let remembers = |old: &usize| self.limits[*old].period() >= limit.period();
@@ -145,18 +155,33 @@ impl Quota {
         for state in &mut self.states {
             state.send(now, cost);
         }
+        if let Some(credits) = &mut self.credits {
+            credits.sent(now, cost, &mut self.states);
+        }
     }
 
     /// Starts the clocks of `cost` units that were sent: the server has counted them by `at`, which may lie ahead. Those of limits that
     /// are anchored at the finish go on waiting.
     #[inline]
     pub fn ack(&mut self, at: Instant, cost: u32) {
-        if self.late {
-            self.start(Anchor::Headers, at, cost);
+        if self.late || self.credits.is_some() {
+            self.start(Anchor::Headers, at, None, cost);
             return;
         }
         for state in &mut self.states {
             state.ack(at, cost);
+        }
+    }
+
+    /// The same for what was sent at `sent`, which [jitter credit](super::Jitter) needs to know to take the earlier of both proofs.
+    #[inline]
+    pub fn ack_sent(&mut self, at: Instant, sent: Instant, cost: u32) {
+        if self.credits.is_none() {
+            return self.ack(at, cost);
+        }
+        self.start(Anchor::Headers, at, Some(sent), cost);
+        if let Some(credits) = &mut self.credits {
+            credits.observe(at, sent, &self.states);
         }
     }
 
@@ -168,21 +193,27 @@ impl Quota {
 
     /// Starts the clocks that are anchored at the finish of `cost` units that were sent: the server has counted them by `at`.
     pub fn finish(&mut self, at: Instant, cost: u32) {
-        self.start(Anchor::Finish, at, cost);
+        self.start(Anchor::Finish, at, None, cost);
     }
 
-    fn start(&mut self, anchor: Anchor, at: Instant, cost: u32) {
-        let anchored = |limit: &Limit| limit.anchor() == anchor;
-        for (_, state) in self.limits.iter().zip(&mut self.states).filter(|(limit, _)| anchored(limit)) {
-            state.ack(at, cost);
+    fn start(&mut self, anchor: Anchor, at: Instant, sent: Option<Instant>, cost: u32) {
+        for (index, state) in self.states.iter_mut().enumerate() {
+            match &mut self.credits {
+                _ if self.limits[index].anchor() != anchor => {}
+                Some(credits) => credits.ack(index, state, at, sent, cost),
+                None => state.ack(at, cost),
+            }
         }
     }
 
     /// Takes back a message that was charged at `sent` and of which nothing left this machine.
     pub fn refund(&mut self, sent: Instant, cost: u32) {
         self.gate.unanswered(sent);
-        for state in &mut self.states {
-            state.refund(cost);
+        for (index, state) in self.states.iter_mut().enumerate() {
+            match &mut self.credits {
+                Some(credits) => credits.refund(index, state, sent, cost),
+                None => state.refund(cost),
+            }
         }
     }
 
@@ -202,6 +233,9 @@ impl Quota {
     pub fn rejected(&mut self, now: Instant, sent: Instant, retry_after: Option<Span>) -> Option<Instant> {
         let untold = || self.ladder.blamed(&self.limits).map_or(UNTOLD, |index| self.limits[index].period());
         let was_closed = matches!(self.gate(now), GateState::Closed(_));
+        if let Some(credits) = &mut self.credits {
+            credits.distrust(now);
+        }
         let moved = self.gate.rejected(now, sent, retry_after.unwrap_or_else(untold));
         if self.ladder.has_stepped()
             && let GateState::Closed(until) = self.gate(now)
@@ -233,7 +267,8 @@ impl Quota {
         let (index, from, to) = self.ladder.climb(&self.limits, now, sent)?;
         let state = &mut self.states[index];
         let used = state.used(now);
-        *state = State::on_rung(to, &self.limits[index], self.margin, now, state.in_flight());
+        let credited = self.credits.as_mut().map_or(0, |credits| credits.hand_back(index));
+        *state = State::on_rung(to, &self.limits[index], self.margin, now, state.in_flight() + credited);
         Some(Step { limit: index as u16, from, to, used })
     }
 

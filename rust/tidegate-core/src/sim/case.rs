@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Delay, Dice, Report, Rule, Server, Trial};
-use crate::limit::{Kind, Limit, Margin, bound};
+use crate::limit::{Jitter, Kind, Limit, Margin, bound};
 use crate::time::{Instant, Span};
 
 /// A kind of server.
@@ -97,6 +97,8 @@ pub struct Case {
     pub shape: Shape,
     /// The line to it.
     pub delay: Delay,
+    /// What the client knows of it.
+    pub jitter: Jitter,
     /// Whether the client was told the kind. If not it takes it for a window, or for a bucket where a burst is named.
     pub is_declared: bool,
     /// The server says when to come back.
@@ -169,6 +171,7 @@ impl Case {
         let is_capped = self.serving == Serving::Concurrency;
         let horizon = self.horizon();
         let limits = if self.is_declared || is_capped { truth.clone() } else { self.guess() };
+        let limits: Vec<Limit> = limits.into_iter().map(|limit| limit.jittered(self.jitter)).collect();
         let report = Trial {
             limits: limits.clone(),
             concurrency: is_capped.then_some(SERVED),
