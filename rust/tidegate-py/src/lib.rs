@@ -8,6 +8,7 @@ mod pending;
 mod quota;
 mod reply;
 mod request;
+mod server;
 mod shell;
 mod state;
 mod stream;
@@ -29,6 +30,8 @@ mod _core {
     use crate::reply::Reply;
     #[pymodule_export]
     use crate::request::Request;
+    #[pymodule_export]
+    use crate::server::ReferenceServer;
     #[pymodule_export]
     use crate::stream::Stream;
     #[pymodule_export]
