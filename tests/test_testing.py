@@ -25,9 +25,7 @@ def arrivals(server, *times):
     return [server.receive(time).ok for time in times]
 
 
-@pytest.mark.parametrize(
-    "server, wait", KINDS, ids=lambda value: type(value).__name__ if isinstance(value, servers.Server) else ""
-)
+@pytest.mark.parametrize("server, wait", KINDS, ids=[type(server).__name__ for server, _ in KINDS])
 def test_each_kind_lets_the_next_one_through_when_it_says(server, wait):
     """Four at once, then none until the server says; what it says is exact."""
     start = 7.35
@@ -176,7 +174,7 @@ async def test_replies_of_a_fake_backend():
     assert await run(FakeBackend("api", clock=clock, reply=str), clock, 2) == {0: "0", 1: "1"}
 
     def reply(target):
-        raise BackendRateLimitedError("later", retry_after=3) if clock.time() < 100 else None or RuntimeError
+        raise BackendRateLimitedError("later", retry_after=3) if clock.time() < 100 else RuntimeError("now")
 
     with pytest.raises(Exception, match="failed after 1 attempt"):
         await run(FakeBackend("api", clock=clock, reply=reply), clock, 1, retry=Retry(attempts=1))
