@@ -46,7 +46,7 @@ class FakeBackend(Backend):
         ...         await clock.run_until_idle()
         ...     return backend.server, round(clock.time(), 1)
         >>> asyncio.run(main())
-        (<SlidingWindow: 30 accepted, 0 rejected>, 2.2)
+        (<SlidingWindow: 30 accepted, 0 rejected>, 2.3)
     """
 
     def __init__(
