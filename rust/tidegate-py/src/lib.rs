@@ -27,6 +27,8 @@ mod _core {
     #[pymodule_export]
     use crate::core::Core;
     #[pymodule_export]
+    use crate::quota::bound;
+    #[pymodule_export]
     use crate::reply::Reply;
     #[pymodule_export]
     use crate::request::Request;
