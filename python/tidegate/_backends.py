@@ -144,7 +144,7 @@ class Backends:
     def states(self) -> dict[str, BackendState]:
         """How each stands now, and its limits."""
         states = {}
-        for name, state, until, in_flight, strays, usage in self._core.status():
+        for name, state, until, in_flight, strays, share, usage in self._core.status():
             entry = self._entries.get(name)
             if entry is None:  # its end is about to be told
                 continue
@@ -163,7 +163,7 @@ class Backends:
                 )
                 for limit, (account, kind, used, available, next_eligible) in zip(cycle(entry.quota.limits), usage, strict=False)
             )
-            states[name] = BackendState(state, until, in_flight, strays, rows)
+            states[name] = BackendState(state, until, in_flight, strays, share, rows)
         return states
 
     def __iter__(self) -> Iterator[str]:

@@ -24,6 +24,11 @@ impl Clock {
         }
     }
 
+    /// One that stands at its origin.
+    pub(crate) fn at_its_origin() -> Clock {
+        Clock::Manual(Arc::default())
+    }
+
     #[inline]
     pub(crate) fn now(&self) -> Instant {
         match self {
@@ -31,6 +36,15 @@ impl Clock {
             Clock::Monotonic(origin, _) => Instant::from_nanos(origin.elapsed().as_nanos() as u64),
             // ORDERING: Relaxed; the number stands for itself.
             Clock::Manual(nanos) => Instant::from_nanos(nanos.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// The instant of a Unix time, in seconds, by the wall clock as it is now set; its own time on a clock that moves when told.
+    pub(crate) fn at_unix(&self, seconds: f64) -> Instant {
+        let wall = || UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_secs_f64());
+        match self {
+            Clock::Monotonic(..) => self.now() + convert::span_or_none(seconds - wall()),
+            Clock::Manual(_) => Instant::ORIGIN + convert::span_or_none(seconds),
         }
     }
 

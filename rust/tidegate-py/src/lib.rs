@@ -8,6 +8,7 @@ mod pending;
 mod quota;
 mod reply;
 mod request;
+mod server;
 mod shell;
 mod state;
 mod stream;
@@ -26,9 +27,13 @@ mod _core {
     #[pymodule_export]
     use crate::core::Core;
     #[pymodule_export]
+    use crate::quota::bound;
+    #[pymodule_export]
     use crate::reply::Reply;
     #[pymodule_export]
     use crate::request::Request;
+    #[pymodule_export]
+    use crate::server::ReferenceServer;
     #[pymodule_export]
     use crate::stream::Stream;
     #[pymodule_export]

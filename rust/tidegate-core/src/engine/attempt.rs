@@ -171,6 +171,7 @@ impl Engine {
         lease.unfinished -= cost;
         let (account, sent_at) = (lease.account, lease.sent_at);
         self.accounts[account as usize].quota.refund(sent_at, cost);
+        self.tally(account).lost(cost);
         if self.accounts[account as usize].cause() == Some(Cause::Limit) {
             self.reopen(now, account);
         }
@@ -193,6 +194,7 @@ impl Engine {
             lease.unacked = 0;
             lease.unfinished -= unacked;
             self.accounts[account as usize].quota.refund(sent_at, unacked);
+            self.tally(account).lost(unacked);
             self.limit_changed(now, account);
         } else if request.is_none() {
             // What it sent is settled, but a rejection is news all the same.
@@ -417,6 +419,8 @@ impl Engine {
         let event = if was_rejected {
             None
         } else if rejection {
+            self.tally(account).lost(unacked);
+            let charged = &mut self.accounts[account as usize];
             if let Some(step) = charged.quota.climb(now, sent_at) {
                 self.push_event(Event::LimitStepped { backend, step });
             }
@@ -491,6 +495,7 @@ impl Engine {
             }
             charged.recharges.pop_front();
             charged.quota.send(now, cost);
+            self.tally(account).sent(cost);
             if let Some(index) = self.leases.find(lease) {
                 let lease = self.leases.get_mut(index);
                 lease.unacked += cost;

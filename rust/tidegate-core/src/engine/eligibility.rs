@@ -155,6 +155,7 @@ impl Engine {
             let on_the_way = self.leases.on_the_way(index);
             let account = &mut self.accounts[index as usize];
             account.set_quota(now, limits, concurrency, on_the_way);
+            account.tally.restart(now);
             self.reopen(now, index);
         }
         self.backends_changed(now);

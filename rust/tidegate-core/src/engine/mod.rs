@@ -25,6 +25,7 @@ mod lease;
 mod request;
 mod share;
 mod status;
+mod tally;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -37,6 +38,7 @@ pub use event::{Action, Ended, Ending, Event, Stage};
 pub use lease::LeaseId;
 pub use request::{Flags, Handle, Waits};
 pub use status::{BackendState, BackendStatus};
+pub use tally::Share;
 
 use crate::ledger::Ledger;
 use crate::queue::ingress::Room;

@@ -3,8 +3,9 @@
 use super::account::Account;
 use super::backend::{Backend, Blocked, Cause};
 use super::eligibility::Presence;
+use super::tally::Share;
 use super::{BackendId, Engine};
-use crate::limit::{GateState, Usage};
+use crate::limit::{GateState, Limit, Usage};
 use crate::time::Instant;
 
 /// What a backend does with requests that wait for it.
@@ -66,6 +67,14 @@ impl<'a> BackendStatus<'a> {
     /// Of those, the ones that were given up.
     pub fn strays(&self) -> u32 {
         self.backend.strays
+    }
+
+    /// What was sent of what its declared limits allowed while something waited, since they were last changed; nothing without limits, or as
+    /// long as nothing has waited. Of backends that spend the same quota, together.
+    pub fn share(&self) -> Option<Share> {
+        let (first, count) = (self.accounts.first()?, self.accounts.len() as u32);
+        let limits: Vec<Limit> = first.quota.limits().copied().collect();
+        first.tally.share(self.now, &limits, count)
     }
 
     /// How each limit of each account stands; the account's ordinal, from 0, comes first.
