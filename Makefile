@@ -48,7 +48,7 @@ bench: build ## Measure against peers in the same run; prints a table with goals
 
 conformance: ## Try every kind of limit against every kind of server, in virtual time; kept as docs/conformance.md
 	cargo run --quiet --release --package tidegate-core --locked --example conformance > docs/conformance.md
-	@grep -E 'cells' docs/conformance.md
+	@grep -E 'cells|Rejections in all' docs/conformance.md
 
 instructions: build ## Count instructions a request, with valgrind
 	PYTHON=$(BIN)/python bench/instructions.sh
