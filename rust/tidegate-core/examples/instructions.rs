@@ -40,6 +40,7 @@ impl Load {
         let spec = BackendSpec {
             limits: all.into_iter().take(limits).collect::<Result<_, _>>().expect("valid limits"),
             concurrency: Some(AT_ONCE),
+            scoped: Vec::new(),
             spends: Spends::Own(1),
             timeout: Some(Span::from_secs(60)),
             weight: 1.0,
@@ -56,7 +57,7 @@ impl Load {
         let flags = Flags { held, ..Flags::default() };
         black_box(self.engine.submit(
             self.now,
-            &Submission { class: self.class, priority: 128, deadline, not_before: Instant::ORIGIN, flow: "", flags },
+            &Submission { class: self.class, priority: 128, deadline, not_before: Instant::ORIGIN, flow: "", scopes: &[], flags },
         ));
     }
 

@@ -26,6 +26,7 @@ struct Request {
     postponed: Option<(Instant, usize)>,
     deadline: Instant,
     flow: usize,
+    scopes: &[],
     class: usize,
     handle: Handle,
     waits: bool,
@@ -374,6 +375,7 @@ fn backend() -> impl Strategy<Value = BackendSpec> {
     (limits, prop::option::weighted(0.7, 1u32..4), 1u8..3).prop_map(|(limits, concurrency, weight)| BackendSpec {
         limits,
         concurrency,
+        scoped: Vec::new(),
         spends: Spends::Own(1),
         timeout: None,
         weight: f64::from(weight),
@@ -524,7 +526,7 @@ impl Pair {
                     let granted = self.model.recharged.remove(&lease.to_bits());
                     if granted { Recharge::Granted } else { Recharge::Waits }
                 };
-                prop_assert_eq!(self.engine.recharge(now, lease, *cost), expected);
+                prop_assert_eq!(self.engine.recharge(now, lease, *cost, &[]), expected);
             }
             Op::Unsend(index) => {
                 let Some(lease) = self.attempt(*index) else { return Ok(()) };

@@ -2,13 +2,24 @@
 //! share theirs.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::ops::Range;
+use std::ops::{Bound, Range};
 
 use super::backend::{Blocked, Cause};
 use super::lease::LeaseId;
 use crate::limit::{Limit, Margin, Quota};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
+
+/// One more message that a running attempt wants to send.
+#[derive(Debug)]
+pub(super) struct Extra {
+    pub(super) lease: LeaseId,
+    pub(super) cost: u32,
+    /// What it is charged to besides its account, held.
+    pub(super) scopes: Box<[u32]>,
+    /// The one of them that has no room for it.
+    pub(super) waits_for: Option<u32>,
+}
 
 #[derive(Debug)]
 pub(super) struct Account {
@@ -20,7 +31,11 @@ pub(super) struct Account {
     pub(super) blocked: Option<Blocked>,
     pub(super) timer: Option<TimerId>,
     /// Running attempts that wait to send one more message, ahead of the queue.
-    pub(super) recharges: VecDeque<(LeaseId, u32)>,
+    pub(super) recharges: VecDeque<Extra>,
+    /// What each value of a scope may do on it, by the number of the scope.
+    pub(super) scoped: Box<[(u16, Box<[Limit]>)]>,
+    /// The scope of which a message was rejected last, and when.
+    pub(super) rejected_scope: Option<(u32, Instant)>,
     /// Longest time seen between a send and its headers.
     pub(super) longest_latency: Span,
     /// The backends that send on it.
@@ -30,7 +45,13 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(limits: &[Limit], concurrency: Option<u32>, backend: u16, has_siblings: bool) -> Account {
+    pub(super) fn new(
+        limits: &[Limit],
+        scoped: &[(u16, Box<[Limit]>)],
+        concurrency: Option<u32>,
+        backend: u16,
+        has_siblings: bool,
+    ) -> Account {
         Account {
             quota: Quota::new(limits, Margin::default()),
             concurrency: concurrency.unwrap_or(u32::MAX),
@@ -38,10 +59,18 @@ impl Account {
             blocked: None,
             timer: None,
             recharges: VecDeque::new(),
+            scoped: scoped.into(),
+            rejected_scope: None,
             longest_latency: Span::ZERO,
             backends: vec![backend],
             has_siblings,
         }
+    }
+
+    /// The largest cost that it ever admits.
+    pub(super) fn capacity(&self) -> u32 {
+        let scoped = self.scoped.iter().flat_map(|(_, limits)| limits).map(Limit::capacity);
+        scoped.fold(self.quota.capacity(), u32::min)
     }
 
     /// The cap on its concurrency, if there is one.
@@ -127,6 +156,20 @@ impl Accounts {
             None => self.blocked.is_none().then_some(self.first),
             Some(several) => several.open.first().map(|&(_, account)| account),
         }
+    }
+
+    /// The open one that comes after `before` in the order of [`least`](Accounts::least), with what it has in flight.
+    pub(super) fn next_open(&self, before: Option<(u32, u32)>) -> Option<(u32, u32)> {
+        let Some(several) = &self.several else {
+            return (before.is_none() && self.blocked.is_none()).then_some((0, self.first));
+        };
+        let after = before.map_or(Bound::Unbounded, Bound::Excluded);
+        several.open.range((after, Bound::Unbounded)).next().copied()
+    }
+
+    /// Whether one of them is not open.
+    pub(super) fn is_any_blocked(&self) -> bool {
+        self.several.as_ref().map_or(self.blocked.is_some(), |several| several.open.len() < self.count as usize)
     }
 
     /// Why none is open.

@@ -255,6 +255,12 @@ impl Quota {
         self.gate.state(now)
     }
 
+    /// Whether it is as a new one: all of it free, open, and nothing learned about its limits.
+    pub fn is_fresh(&self, now: Instant) -> bool {
+        let is_full = |state: &State| state.used(now) == 0 && state.in_flight() == 0;
+        self.stepped.is_none() && self.gate(now) == GateState::Open && self.states.iter().all(is_full)
+    }
+
     /// How many units may be sent now, to choose between quotas: 0 while the gate is closed or its probe is out, at most 1
     /// while it waits for a probe (which itself may cost more).
     ///

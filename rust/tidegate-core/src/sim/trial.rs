@@ -74,6 +74,7 @@ impl Trial {
         let spec = BackendSpec {
             limits: self.limits.clone(),
             concurrency: self.concurrency,
+            scoped: Vec::new(),
             spends: Spends::Own(1),
             timeout: None,
             weight: 1.0,
@@ -86,6 +87,7 @@ impl Trial {
             deadline: Instant::FAR,
             not_before: Instant::ORIGIN,
             flow: "",
+            scopes: &[],
             flags: Flags::default(),
         };
         let (dice, end) = (Dice::new(self.seed), Instant::ORIGIN + self.horizon);

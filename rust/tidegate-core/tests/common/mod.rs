@@ -42,14 +42,14 @@ pub(crate) fn engine_in_order(order: Order, retry: Retry) -> Engine {
 }
 
 pub(crate) fn spec(limits: &[Limit], concurrency: Option<u32>) -> BackendSpec {
-    BackendSpec { limits: limits.to_vec(), concurrency, spends: Spends::Own(1), timeout: None, weight: 1.0 }
+    BackendSpec { limits: limits.to_vec(), scoped: Vec::new(), concurrency, spends: Spends::Own(1), timeout: None, weight: 1.0 }
 }
 
 pub(crate) const NORMAL: u8 = 128;
 
 /// A request of normal priority with no end.
 pub(crate) fn plain(class: ClassId) -> Submission<'static> {
-    Submission { class, priority: NORMAL, deadline: Instant::FAR, not_before: Instant::ORIGIN, flow: "", flags: Flags::default() }
+    Submission { class, priority: NORMAL, deadline: Instant::FAR, not_before: Instant::ORIGIN, flow: "", scopes: &[], flags: Flags::default() }
 }
 
 /// Reserves a place and submits.
