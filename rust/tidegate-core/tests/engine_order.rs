@@ -26,7 +26,6 @@ struct Request {
     postponed: Option<(Instant, usize)>,
     deadline: Instant,
     flow: usize,
-    scopes: &[],
     class: usize,
     handle: Handle,
     waits: bool,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::backend::Blocked;
 use super::share::NO_FLOW;
 use super::{Engine, Timer, Waiting};
-use crate::limit::{Eligible, GateState, Limit, Margin, Quota};
+use crate::limit::{Eligible, Limit, Margin, Quota};
 use crate::queue::{Class, Key};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
@@ -203,11 +203,6 @@ impl Scopes {
 }
 
 impl Allotment {
-    /// Which scope.
-    pub(super) fn name(&self) -> u16 {
-        self.name
-    }
-
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked.is_some()
     }
@@ -656,11 +651,6 @@ impl Engine {
         let before = place.rejected_scope.replace((id, now));
         let has_limits = place.quota.limits().next().is_some();
         has_limits && before.is_some_and(|(other, at)| other != id && now.since(at) <= place.longest_latency)
-    }
-
-    /// Where the gate of a scope stands.
-    pub(super) fn scope_gate(&self, now: Instant, id: u32) -> GateState {
-        self.scopes.get(id).quota.gate(now)
     }
 
     /// How many values of scopes have a state now: those that have sent something lately.
