@@ -619,7 +619,11 @@ fn a_closed_limit_reopens_by_one_probe() {
     let told = Answer { retry_after: Some(Span::from_secs(30)), ..REJECTED };
     engine.ack(at(SECOND), leased.lease, told);
     engine.finish(at(SECOND), leased.lease, Outcome::Limited, told, false);
-    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, scope: None, until: at(31 * SECOND) }], "one rejection, not two");
+    assert_eq!(
+        states(&mut engine),
+        [Event::LimitClosed { backend, scope: None, until: at(31 * SECOND) }],
+        "one rejection, not two"
+    );
     assert_eq!(engine.demand(at(2 * SECOND)), 0);
     assert_eq!(engine.status(backend, at(2 * SECOND)).state(), BackendState::Closed(at(31 * SECOND)));
     assert!(engine.next_wake() >= Some(at(31 * SECOND)));

@@ -33,7 +33,15 @@ fn submit(engine: &mut Engine, cost: u32) {
     assert_eq!(engine.room().reserve(1), 1);
     engine.submit(
         at(0),
-        &Submission { class, priority: 128, deadline: Instant::FAR, not_before: at(0), flow: "", scopes: &[], flags: Flags::default() },
+        &Submission {
+            class,
+            priority: 128,
+            deadline: Instant::FAR,
+            not_before: at(0),
+            flow: "",
+            scopes: &[],
+            flags: Flags::default(),
+        },
     );
 }
 

@@ -286,26 +286,30 @@ impl Engine {
             return None;
         }
         let (cost, key) = (waiting.cost, self.key(class, slot));
-        let mut in_the_way = Vec::new();
+        let (mut in_the_way, mut refused) = (Vec::new(), Vec::new());
         let mut place = None;
-        loop {
+        let found = loop {
             place = self.backends[usize::from(id)].accounts.next_open(place);
-            let Some((_, account)) = place else { break };
+            let Some((_, account)) = place else { break None };
             // First what is particular to this head: an account has nothing to keep for one that waits for something else.
             if let Some(allotment) = self.scope_in_the_way(now, class, account, cost, key) {
                 in_the_way.push(allotment);
                 continue;
             }
-            let reserved_for = (cost > 1).then_some(key);
-            match Blocked::by(self.accounts[account as usize].quota.next_eligible(now, cost).eligible, cost, reserved_for) {
-                Some(blocked) => self.block(now, account, blocked),
-                None => return Some(account),
+            match Blocked::by(self.accounts[account as usize].quota.next_eligible(now, cost).eligible, cost, None) {
+                Some(blocked) => refused.push((account, blocked)),
+                None => break Some(account),
             }
+        };
+        // A scope that keeps its room for this head does so for all accounts.
+        let reserved_for = (cost > 1 && in_the_way.is_empty()).then_some(key);
+        for (account, blocked) in refused {
+            self.block(now, account, Blocked { reserved_for, ..blocked });
         }
-        if self.backends[usize::from(id)].accounts.blocked().is_none() {
+        if found.is_none() && self.backends[usize::from(id)].accounts.blocked().is_none() {
             self.park_class(now, class, id, &in_the_way);
         }
-        None
+        found
     }
 
     /// What holds a head of this cost and key back on an account, if anything does.
@@ -515,7 +519,9 @@ impl Engine {
             let scopes = &mut engine.scopes;
             match said.iter().find(|(theirs, _)| scopes.known(theirs) == Some(name)) {
                 Some((_, value)) => scopes.values.id(value),
-                None => others.iter().map(|&id| scopes.get(id)).find(|other| other.name == name).map_or(UNSAID, |other| other.value),
+                None => {
+                    others.iter().map(|&id| scopes.get(id)).find(|other| other.name == name).map_or(UNSAID, |other| other.value)
+                }
             }
         };
         self.hold_values(account, value)

@@ -49,7 +49,15 @@ pub(crate) const NORMAL: u8 = 128;
 
 /// A request of normal priority with no end.
 pub(crate) fn plain(class: ClassId) -> Submission<'static> {
-    Submission { class, priority: NORMAL, deadline: Instant::FAR, not_before: Instant::ORIGIN, flow: "", scopes: &[], flags: Flags::default() }
+    Submission {
+        class,
+        priority: NORMAL,
+        deadline: Instant::FAR,
+        not_before: Instant::ORIGIN,
+        flow: "",
+        scopes: &[],
+        flags: Flags::default(),
+    }
 }
 
 /// Reserves a place and submits.
