@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 RELEASED_AT = 4
 MOST_TURNS = 300
 # No unit of this limit comes back while a scene plays: what counts as used is what was sent.
-TALLY = "1000000/day"
+TALLY = "1000000/day window"
 
 
 async def turns(number: int) -> None:

@@ -20,8 +20,17 @@ LARGEST = 2**32 - 1
 
 amounts = st.integers(1, LARGEST)
 periods = st.floats(1e-6, 1e6)
-windows = st.builds(Limit, amounts, periods)
-buckets = st.builds(lambda amount, period, burst: Limit(amount, period, burst=burst), amounts, periods, st.integers(1, 1000))
+
+
+def limits_of(*kinds, **options):
+    """Limits of these kinds; None for one that is not named."""
+    return st.builds(Limit, amounts, periods, kind=st.sampled_from(kinds), **options)
+
+
+windows = limits_of(None, "window")
+buckets = limits_of(None, "bucket", burst=st.integers(1, 1000))
+others = limits_of("leaky", "counter", "unknown")
+limits = windows | buckets | others
 
 
 # ---- Grammar
@@ -45,6 +54,10 @@ def test_unit(unit, period):
         ("10/s window", Limit(10, 1, kind="window")),
         ("10/s bucket", Limit(10, 1, kind="bucket")),
         ("10/s burst 20 bucket", Limit(10, 1, burst=20, kind="bucket")),
+        ("50/5s counter", Limit(50, 5, kind="counter")),
+        ("10/s leaky", Limit(10, 1, kind="leaky")),
+        ("10/s burst 1 leaky", Limit(10, 1, kind="leaky")),
+        ("100/min Unknown", Limit(100, 60, kind="unknown")),
         ("3k/h", Limit(3000, 3600)),
         ("3 K / h", Limit(3000, 3600)),
         ("10_000/day", Limit(10_000, 86400)),
@@ -69,7 +82,8 @@ def test_text(text, limit):
         *["10/s burst", "10/s burst 0", "10/s burst -1", "10/s burst x", "10/s burst 2 burst 3", "10/s burst 5 window"],
         *["10/s sometimes", "10/s, 5/min", "10/s\x00", "10/s # comment", f"{LARGEST + 1}/s", f"{LARGEST}k/s"],
         *["9" * 5000 + "/s", f"1/{'9' * 5000}s", f"1/s burst {'9' * 5000}", f"1/{LARGEST}days", "1/s burst 4000000000"],
-        *["10/ss", "10/mss", "10/minss"],
+        *["10/ss", "10/mss", "10/minss", "10/s leaking", "10/s leaky counter", "10/s leaky burst 1"],
+        *["10/s burst 2 leaky", "10/s burst 5 counter", "10/s burst 5 unknown", "10/s aligned", "10/sleaky"],
     ],
 )
 def test_wrong_text(text):
@@ -100,7 +114,7 @@ def test_text_of_another_type(text):
         assert caught.value.value is text
 
 
-@given(windows | buckets)
+@given(limits)
 @example(Limit(1, 1e-9))
 @example(Limit(1, 1 / 3))
 @example(Limit(1_000_000, 1234567.891))
@@ -129,11 +143,46 @@ def test_arbitrary_text(text):
 
 
 def test_limit_without_kind():
-    """A limit with a burst is a bucket, any other a window; a bucket's burst defaults to its amount."""
-    assert (Limit(5, 1).kind, Limit(5, 1).burst) == ("window", None)
-    assert (Limit(5, 1, burst=9).kind, Limit(5, 1, burst=9).burst) == ("bucket", 9)
-    assert Limit(5, 1, kind="bucket") == Limit(5, 1, burst=5)
-    assert Limit(5, 1, kind="window") == Limit(5, 1)
+    """A limit with a burst is a bucket, any other a window, and that is only a guess."""
+    assert (Limit(5, 1).kind, Limit(5, 1).burst, Limit(5, 1).guessed) == ("window", None, True)
+    assert (Limit(5, 1, burst=9).kind, Limit(5, 1, burst=9).burst, Limit(5, 1, burst=9).guessed) == ("bucket", 9, True)
+    assert Limit(5, 1, kind="window") != Limit(5, 1)
+
+
+def test_limit_with_a_kind():
+    """A kind that is named is no guess; a bucket's burst defaults to its amount, and a leaky limit holds one."""
+    bursts = {kind: Limit(5, 1, kind=kind).burst for kind in ("window", "bucket", "leaky", "counter", "unknown")}
+    assert bursts == {"window": None, "bucket": 5, "leaky": 1, "counter": None, "unknown": None}
+    assert not any(Limit(5, 1, kind=kind).guessed for kind in bursts)
+    assert Limit(5, 1, kind="leaky", burst=1) == Limit(5, 1, kind="leaky")
+
+
+def test_anchor_and_alignment():
+    """By default the clock starts at the headers, and windows are not aligned; what differs shows."""
+    assert (Limit(5, 60).anchor, Limit(5, 60).aligned) == ("headers", False)
+    limit = Limit(5, 60, anchor="finish", aligned=True)
+    assert repr(limit) == "Limit('5/60s', anchor='finish', aligned=True)"
+    assert limit.name == "5/60s"
+    assert limit not in (Limit(5, 60), Limit(5, 60, aligned=True), Limit(5, 60, anchor="finish"))
+
+
+@pytest.mark.parametrize("anchor", ["header", "", None, 1, ["finish"]], ids=repr)
+def test_wrong_anchor(anchor):
+    """An anchor is one of two words."""
+    with pytest.raises(ConfigError) as caught:
+        Limit(5, 1, anchor=anchor)
+    assert str(caught.value) == f"anchor={anchor!r}: give 'headers' or 'finish'"
+    assert (caught.value.option, caught.value.value) == ("anchor", anchor)
+
+
+@pytest.mark.parametrize("options", [{"aligned": 1}, {"aligned": None}, *({"aligned": True, **other} for other in (
+    {"kind": "bucket"}, {"burst": 5}, {"kind": "leaky"}, {"kind": "counter"}, {"kind": "unknown"},
+))], ids=repr)  # fmt: skip
+def test_wrong_alignment(options):
+    """Only windows are aligned, or not."""
+    with pytest.raises(ConfigError, match="aligned=") as caught:
+        Limit(5, 1, **options)
+    assert (caught.value.option, caught.value.value) == ("aligned", options["aligned"])
 
 
 def test_period_as_timedelta():
@@ -188,15 +237,24 @@ def test_wrong_kind(kind):
     """A kind is one of the words."""
     with pytest.raises(ConfigError) as caught:
         Limit(5, 1, kind=kind)
-    assert str(caught.value) == f"kind={kind!r}: give 'window' or 'bucket', or leave it out"
+    assert str(caught.value) == f"kind={kind!r}: give 'window', 'bucket', 'leaky', 'counter' or 'unknown', or leave it out"
     assert (caught.value.option, caught.value.value) == ("kind", kind)
 
 
-def test_burst_of_a_window():
-    """A window has no burst, and says what to do about it."""
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("window", "a window has no burst"),
+        ("counter", "a counter has no burst"),
+        ("unknown", "it is a bucket's"),
+        ("leaky", "a leaky limit holds one"),
+    ],
+)
+def test_burst_of_what_is_no_bucket(kind, reason):
+    """Only a bucket has a burst, and others say what to do about it."""
     with pytest.raises(ConfigError) as caught:
-        Limit(5, 1, kind="window", burst=9)
-    assert str(caught.value) == "burst=9: a window has no burst; leave it out, or give kind='bucket'"
+        Limit(5, 1, kind=kind, burst=9)
+    assert str(caught.value) == f"burst=9: {reason}; leave it out, or give kind='bucket'"
 
 
 @pytest.mark.parametrize("name", ["", 5, b"search"], ids=repr)
@@ -258,12 +316,12 @@ def test_frozen(value):
         value.other = 1
 
 
-@given(windows | buckets, windows | buckets)
+@given(limits, limits)
 def test_equality_and_hash(first, second):
     """Limits that say the same are equal and hash alike; quotas too."""
     fields = [dataclasses.astuple(limit) for limit in (first, second)]
     assert (first == second) == (fields[0] == fields[1])
-    again = Limit(first.amount, first.period, kind=first.kind, burst=first.burst)
+    again = Limit(first.amount, first.period, kind=None if first.guessed else first.kind, burst=first.burst)
     assert again == first
     assert hash(again) == hash(first)
     assert BackendQuota(first, second) == BackendQuota(again, second)

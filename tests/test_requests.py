@@ -679,7 +679,7 @@ async def test_own_errors_mean_what_they_say():
     calls, reply = await outcome_of(BackendRateLimitedError("no"))
     assert (calls, reply.ok) == ([1, 1, 1], True)
     for retry_after, wait in [(17, 17), (0.25, 0.25), (1e-9, 0), (None, 20), ("soon", 20), (float("nan"), 20), (-1, 20)]:
-        starts = await attempts_after(raising(BackendRateLimitedError("no", retry_after=retry_after)), "100/20s")
+        starts = await attempts_after(raising(BackendRateLimitedError("no", retry_after=retry_after)), "100/20s window")
         assert [round(start, 3) for start in starts] == [0, wait]
 
 
@@ -733,7 +733,7 @@ async def test_last_attempt_is_not_followed_by_a_wait():
 # ---- Rejections and Retry-After
 
 
-async def attempts_after(answer, quota="100/min"):
+async def attempts_after(answer, quota="100/min window"):
     """The instants of a request's attempts when the first one is rejected like this."""
     clock = ManualClock()
     starts = []
@@ -824,7 +824,7 @@ async def test_retry_after_of_known_clients():
 async def test_hostile_retry_after(value):
     """What cannot be read is as if it had not been said: the backend is closed for the shortest period of its limits."""
     for way in (saying(429, {"Retry-After": value}), raising(StatusError(429, {"Retry-After": value}))):
-        starts = await attempts_after(way, "100/20s")
+        starts = await attempts_after(way, "100/20s window")
         assert [round(start, 3) for start in starts] == [0, 20]
 
 
@@ -845,7 +845,7 @@ class Headers:
 async def test_hostile_headers(headers):
     """Headers that are no mapping, or raise, are no error of the handler."""
     for way in (saying(429, headers), raising(StatusError(429, headers))):
-        assert [round(start, 3) for start in await attempts_after(way, "100/20s")] == [0, 20]
+        assert [round(start, 3) for start in await attempts_after(way, "100/20s window")] == [0, 20]
 
 
 async def test_retry_after_as_an_option():
@@ -857,7 +857,7 @@ async def test_retry_after_as_an_option():
         assert [round(start, 3) for start in starts] == [0, 17]
     assert await attempts_after(saying(None, {"Retry-After": "5"})) == [0]  # it may be a redirect's
     for hostile, wait in ((float("nan"), 20), (-1.0, 20), (float("inf"), 86400), (1e300, 86400)):
-        starts = await attempts_after(saying(429, retry_after=hostile), "100/20s")
+        starts = await attempts_after(saying(429, retry_after=hostile), "100/20s window")
         assert [round(start, 3) for start in starts] == [0, wait]
 
 
@@ -903,7 +903,7 @@ async def test_rejection_is_one():
             raise StatusError(429, {"Retry-After": "100"})
 
     seen = []
-    async with RateLimitScheduler([Backend("api", fetch, "100/s")], clock=clock) as scheduler:
+    async with RateLimitScheduler([Backend("api", fetch, "100/s window")], clock=clock) as scheduler:
         events = scheduler.events()
         await run(clock, scheduler.fetch("target"))
         seen = [await anext(events), await anext(events)]

@@ -12,7 +12,7 @@ from tidegate._backend import Backend
 from tidegate._errors import ConfigError
 from tidegate._quota import BackendQuota
 from tidegate._runner import Runner, runner_of
-from tidegate._snapshot import BackendState, Event, LimitState
+from tidegate._snapshot import BackendState, Event, LimitState, Step
 from tidegate._threads import HandlerThreads
 
 logger = logging.getLogger("tidegate")
@@ -121,6 +121,16 @@ class Backends:
             if self._closing:
                 await asyncio.wait(self._closing)
 
+    def event(self, kind: str, backend: str, seconds: float | None, step: tuple[int, str, str, int] | None) -> Event:
+        """A change of state, in words."""
+        if step is None:
+            return Event(kind, backend, seconds)
+        number, before, after, used = step
+        limits = self._entries[backend].quota.limits
+        # Its quota may have changed since.
+        name = limits[number].name if number < len(limits) else ""
+        return Event(kind, backend, seconds, Step(name, before, after, used))
+
     def hear(self, event: Event | None) -> None:
         """Close one on which nothing runs any more."""
         if event is None or event.kind != "backend_gone":
@@ -142,7 +152,7 @@ class Backends:
             rows = tuple(
                 LimitState(
                     name=limit.name,
-                    kind=limit.kind,
+                    kind=kind,
                     amount=limit.amount,
                     period=limit.period,
                     burst=limit.burst,
@@ -151,7 +161,7 @@ class Backends:
                     next_eligible_in=next_eligible,
                     account=account if has_accounts else None,
                 )
-                for limit, (account, used, available, next_eligible) in zip(cycle(entry.quota.limits), usage, strict=False)
+                for limit, (account, kind, used, available, next_eligible) in zip(cycle(entry.quota.limits), usage, strict=False)
             )
             states[name] = BackendState(state, until, in_flight, strays, rows)
         return states

@@ -41,8 +41,9 @@ class Driver:
     timer for the next instant at which something happens by itself.
     """
 
-    def __init__(self, core: _core.Core, clock: ManualClock | None) -> None:
+    def __init__(self, core: _core.Core, clock: ManualClock | None, in_words: Callable[..., Event]) -> None:
         self.core = core
+        self._in_words = in_words
         self.loop = asyncio.get_running_loop()
         self._clock = clock
         self._context = copy_context()
@@ -76,8 +77,8 @@ class Driver:
             self._resolve_idle()
         if self._room and (self.core.has_room() or not self.core.is_accepting()):
             self._wake_for_room()
-        for kind, backend, seconds in events:
-            self._tell(Event(kind, backend, seconds))
+        for event in events:
+            self._tell(self._in_words(*event))
         if wait is not None and self._clock is None:
             if self._timer is not None:
                 self._timer.cancel()
@@ -215,6 +216,15 @@ class Driver:
     def _tell(self, event: Event) -> None:
         if event.kind == "limit_closed":
             logger.warning("%s rejected a request: closed for %.3g s", event.backend, event.seconds)
+        elif event.step is not None:
+            step = event.step
+            logger.warning(
+                "%s rejected a request that conformed to %s: treated as %s from now on, not as %s; name its kind to start there",
+                event.backend,
+                step.limit,
+                step.after,
+                step.before,
+            )
         elif event.kind == "backend_gone":
             logger.info("%s was removed: nothing runs on it any more", event.backend)
         else:

@@ -4,11 +4,12 @@ import re
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, Self, TypeGuard, get_args
+from typing import Literal, Self, TypeGuard, cast, get_args
 
 from tidegate._errors import ConfigError
 
-Kind = Literal["window", "bucket"]
+Kind = Literal["window", "bucket", "leaky", "counter", "unknown"]
+Anchor = Literal["headers", "finish"]
 
 UNITS = {
     name: seconds
@@ -27,7 +28,7 @@ GRAMMAR = re.compile(
     (?P<amount> \d[\d_]{0,30} ) \s* (?P<kilo> k )? \s* / \s*
     (?P<count> \d+ (?: \.\d+ )? )? \s* (?P<unit> [a-z]+ )
     (?: \s+ burst \s* (?P<burst> \d[\d_]{0,30} ) )?
-    (?: \s+ (?P<kind> window | bucket ) )?
+    (?: \s+ (?P<kind> window | bucket | leaky | counter | unknown ) )?
     """,
     re.VERBOSE,
 )
@@ -70,30 +71,53 @@ def count_of(option: str, value: object, otherwise: str = "") -> int:
 class Limit:
     """One limit of a backend: `amount` units a `period`.
 
-    A *window* never lets the server count more than `amount` in any period (fixed, anchored or sliding). A *bucket* holds `burst`
-    units in all and refills at `amount` a period. Without a `kind` it is a bucket when `burst` is given, else a window.
+    How the server counts is its *kind*:
+
+    * `"window"`: never more than `amount` in any period, by a log or a fixed or anchored window.
+    * `"bucket"`: it holds `burst` units in all and refills at `amount` a period.
+    * `"leaky"`: a bucket that holds one: requests come evenly spaced.
+    * `"counter"`: an estimate from this window and a share of the last one, as HAProxy's and Cloudflare's.
+    * `"unknown"`: none of these is known. What is sent conforms to windows and to buckets of at least five.
+
+    Without a kind it is taken for a bucket when `burst` is given, else for a window; and if the server rejects a request that
+    conforms to that, it is treated as unknown, then as a counter, then as leaky: the *kind ladder*. Each step is an event, and
+    a snapshot shows the kind of the moment. A kind that was named never changes.
 
     Args:
         amount: Units, at least 1.
         period: Seconds, or a timedelta.
-        kind: `"window"` or `"bucket"`.
-        burst: Units that a full bucket holds, at least 1; default `amount`. (nginx's `burst=5` is 6 here.)
+        kind: How the server counts, if you know.
+        burst: Units that a full bucket holds, at least 1; default `amount`. (nginx's `burst=5` is 6 here. With `burst` and
+            without `nodelay` nginx delays what comes early, and here it is 1.)
+        anchor: What starts the clock: `"headers"`, or `"finish"` for a server that counts a request when it is complete.
+        aligned: Windows begin at multiples of the period of Unix time, as those of Envoy's rate limit service: a whole window's
+            worth may go right behind each boundary. This machine's clock and the server's must agree to 0.1 seconds (or to an
+            eighth of a shorter period), as those that are set by NTP do. The clock is read once, when a scheduler is made. With a
+            `ManualClock` they begin at multiples of the period of its time.
         name: How it is called in snapshots; default its text, such as `"100/60s"`.
 
     Raises:
         ConfigError: An argument is out of range.
+
+    Attributes:
+        guessed: No kind was given: it may climb the ladder. `kind` is then where it starts.
 
     Example:
         >>> Limit(100, 60)
         Limit('100/60s')
         >>> Limit.parse("10/s burst 20").burst
         20
+        >>> Limit(50, 5, kind="counter")
+        Limit('50/5s counter')
     """
 
     amount: int
     period: float
     kind: Kind
+    guessed: bool
     burst: int | None
+    anchor: Anchor
+    aligned: bool
     name: str
 
     def __init__(
@@ -103,19 +127,27 @@ class Limit:
         *,
         kind: Kind | None = None,
         burst: int | None = None,
+        anchor: Anchor = "headers",
+        aligned: bool = False,
         name: str | None = None,
     ) -> None:
+        guessed = kind is None
         if kind is None:
             kind = "window" if burst is None else "bucket"
         if kind not in get_args(Kind):
-            msg = f"kind={kind!r}: give 'window' or 'bucket', or leave it out"
+            msg = f"kind={kind!r}: give {_either(Kind)}, or leave it out"
             raise ConfigError(msg, option="kind", value=kind)
+        if anchor not in get_args(Anchor):
+            msg = f"anchor={anchor!r}: give {_either(Anchor)}"
+            raise ConfigError(msg, option="anchor", value=anchor)
+        if not isinstance(aligned, bool):
+            msg = f"aligned={aligned!r}: give True for windows that begin at multiples of the period of Unix time, else False"
+            raise ConfigError(msg, option="aligned", value=aligned)
+        if aligned and kind != "window":
+            msg = f"aligned={aligned!r}: only windows are aligned; leave it out, or give kind='window' and no burst"
+            raise ConfigError(msg, option="aligned", value=aligned)
         count_of("amount", amount)
-        if kind == "bucket":
-            burst = count_of("burst", amount if burst is None else burst)
-        elif burst is not None:
-            msg = f"burst={burst!r}: a window has no burst; leave it out, or give kind='bucket'"
-            raise ConfigError(msg, option="burst", value=burst)
+        burst = _burst_of(kind, amount, burst)
         seconds = seconds_of("period", period)
         if seconds > LONGEST:
             msg = f"period={period!r}: longer than 100 years; give a shorter one"
@@ -129,12 +161,15 @@ class Limit:
         object.__setattr__(self, "amount", amount)
         object.__setattr__(self, "period", seconds)
         object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "guessed", guessed)
         object.__setattr__(self, "burst", burst)
+        object.__setattr__(self, "anchor", anchor)
+        object.__setattr__(self, "aligned", aligned)
         object.__setattr__(self, "name", name or self._text())
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a limit such as `"100/min"`, `"900/15min"`, `"10/s burst 20"`, `"3k/h"`.
+        """Read a limit such as `"100/min"`, `"900/15min"`, `"10/s burst 20"`, `"3k/h"`, `"50/5s counter"`.
 
         Raises:
             ConfigError: The text is no limit.
@@ -147,24 +182,46 @@ class Limit:
         burst = int(found["burst"].replace("_", "")) if found["burst"] else None
         try:
             period = float(found["count"] or 1) * unit
-            kind: Kind | None = "bucket" if found["kind"] == "bucket" else "window" if found["kind"] else None
-            return cls(amount, period, kind=kind, burst=burst)
+            return cls(amount, period, kind=cast("Kind | None", found["kind"]), burst=burst)
         except ConfigError as error:
             msg = f"quota={text!r}: {error}"
             raise ConfigError(msg, option="quota", value=text) from error
 
     def _text(self) -> str:
-        """What `parse` reads as this limit, to the last digit."""
+        """What `parse` reads as this limit, to the last digit; it has no words for `anchor` and `aligned`."""
         seconds = repr(self.period).removesuffix(".0")
         if "e" in seconds:
             from decimal import Decimal
 
             seconds = f"{Decimal(seconds):f}"
-        period = f"{seconds}s"
-        return f"{self.amount}/{period}" if self.burst is None else f"{self.amount}/{period} burst {self.burst}"
+        words = [f"{self.amount}/{seconds}s"]
+        if self.kind == "bucket":
+            words.append(f"burst {self.burst}")
+        if not self.guessed:
+            words.append(self.kind)
+        return " ".join(words)
 
     def __repr__(self) -> str:
-        return f"Limit({self._text()!r})"
+        anchor = "" if self.anchor == "headers" else f", anchor={self.anchor!r}"
+        aligned = ", aligned=True" if self.aligned else ""
+        return f"Limit({self._text()!r}{anchor}{aligned})"
+
+
+def _burst_of(kind: Kind, amount: int, burst: int | None) -> int | None:
+    """Units that a full bucket holds; none for what is no bucket."""
+    if kind == "bucket":
+        return count_of("burst", amount if burst is None else burst)
+    if burst is None or (kind == "leaky" and count_of("burst", burst) == 1):
+        return 1 if kind == "leaky" else None
+    what = "a leaky limit holds one" if kind == "leaky" else f"a {kind} has no burst" if kind != "unknown" else "it is a bucket's"
+    msg = f"burst={burst!r}: {what}; leave it out, or give kind='bucket'"
+    raise ConfigError(msg, option="burst", value=burst)
+
+
+def _either(words: object) -> str:
+    """The words of a `Literal`, as a message offers them."""
+    *others, last = map(repr, get_args(words))
+    return f"{', '.join(others)} or {last}"
 
 
 @dataclass(frozen=True, slots=True, init=False)

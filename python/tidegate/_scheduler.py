@@ -145,7 +145,7 @@ class RateLimitScheduler:
         if self._driver is not None or self._closed:
             msg = "a scheduler is entered once; make a new one"
             raise SchedulerClosedError(msg)
-        self._driver = Driver(self._core, self._clock)
+        self._driver = Driver(self._core, self._clock, self._backends.event)
         try:
             self._driver.listen(self._backends.hear)
             await self._backends.open()
@@ -392,7 +392,7 @@ class RateLimitScheduler:
         return Ledger(*self._core.ledger())
 
     def events(self) -> AsyncIterator[Event]:
-        """Iterate over the changes of state from now on: limits that a server closed, and their reopening.
+        """Iterate over the changes of state from now on: limits that a server closed, that reopen, or that count otherwise.
 
         Ends when the scheduler is closed.
         """

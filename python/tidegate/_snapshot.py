@@ -32,8 +32,9 @@ class Ledger:
 class LimitState:
     """One limit at one moment.
 
-    `used` counts units in flight too; `next_eligible_in` is in seconds, None until something is acknowledged; `account` is the
-    place of its account in `accounts=`, from 0, None for a backend without them.
+    `kind` is what it is treated as now: as declared, or a step of the kind ladder. `used` counts units in flight too;
+    `next_eligible_in` is in seconds, None until something is acknowledged; `account` is the place of its account in `accounts=`,
+    from 0, None for a backend without them.
     """
 
     name: str
@@ -75,13 +76,28 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A step of the kind ladder.
+
+    The limit `limit`, which was treated as a `before`, rejected a request although that conformed, with `used` units counting
+    against it then; from now on it is treated as an `after`.
+    """
+
+    limit: str
+    before: str
+    after: str
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """A change of state.
 
-    `kind` is `"limit_closed"` (until `seconds` later), `"limit_reopened"`, or `"backend_gone"` (it was removed, and nothing runs
-    on it any more).
+    `kind` is `"limit_closed"` (until `seconds` later), `"limit_reopened"`, `"limit_stepped"` (by `step`: the server counts
+    otherwise than was thought), or `"backend_gone"` (it was removed, and nothing runs on it any more).
     """
 
     kind: str
     backend: str
     seconds: float | None
+    step: Step | None = None

@@ -79,6 +79,8 @@ def backends() -> list[Backend]:
     limits = [
         Limit(100, 60),
         Limit(10, timedelta(seconds=1), kind="bucket", burst=20),
+        Limit(50, 5, kind="counter", anchor="finish"),
+        Limit(600, 60, aligned=True),
         Limit(1, 1.5, name="polite"),
     ]
     assert_type(Limit.parse("900/15min"), Limit)

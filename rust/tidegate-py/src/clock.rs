@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time;
+use std::time::{self, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use tidegate_core::time::{Instant, Span};
@@ -11,14 +11,15 @@ use crate::convert;
 
 /// The engine's clock, in nanoseconds since the scheduler was made.
 pub(crate) enum Clock {
-    Monotonic(time::Instant),
+    /// Its origin, and the Unix time of that.
+    Monotonic(time::Instant, time::Duration),
     Manual(Arc<AtomicU64>),
 }
 
 impl Clock {
     pub(crate) fn new(manual: Option<&ManualClock>) -> Clock {
         match manual {
-            None => Clock::Monotonic(time::Instant::now()),
+            None => Clock::Monotonic(time::Instant::now(), UNIX_EPOCH.elapsed().unwrap_or_default()),
             Some(clock) => Clock::Manual(clock.nanos.clone()),
         }
     }
@@ -27,9 +28,20 @@ impl Clock {
     pub(crate) fn now(&self) -> Instant {
         match self {
             // 584 years fit.
-            Clock::Monotonic(origin) => Instant::from_nanos(origin.elapsed().as_nanos() as u64),
+            Clock::Monotonic(origin, _) => Instant::from_nanos(origin.elapsed().as_nanos() as u64),
             // ORDERING: Relaxed; the number stands for itself.
             Clock::Manual(nanos) => Instant::from_nanos(nanos.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// The first instant that lies a multiple of `period` after the Unix epoch; after its origin on a clock that moves when told.
+    pub(crate) fn boundary(&self, period: Span) -> Instant {
+        match self {
+            Clock::Monotonic(_, unix) => {
+                let period = u128::from(period.as_nanos()).max(1);
+                Instant::from_nanos((period - unix.as_nanos() % period) as u64)
+            }
+            Clock::Manual(_) => Instant::ORIGIN,
         }
     }
 }

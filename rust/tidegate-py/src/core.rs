@@ -9,12 +9,12 @@ use std::thread::{self, ThreadId};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString, PyTuple};
+use pyo3::types::{PyList, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::{
     Answer, BackendId, BackendSpec, BackendState, ClassError, Engine, Flags, Handle, LeaseId, Options, Outcome, Recharge, Spends,
 };
-use tidegate_core::limit::{Eligible, Limit};
+use tidegate_core::limit::Eligible;
 use tidegate_core::queue::Order;
 use tidegate_core::queue::ingress::{self, Producer, Room};
 use tidegate_core::retry::Retry;
@@ -24,6 +24,7 @@ use crate::clock::{Clock, ManualClock};
 use crate::convert::{self, seconds};
 use crate::error;
 use crate::pending::{Conclusion, Listener, Pending};
+use crate::quota::{self, QuotaOptions};
 use crate::request::Request;
 use crate::shell::shell;
 use crate::state::{Backend, Foreign, News, Next, State, Wake};
@@ -42,23 +43,6 @@ pub(crate) struct Core {
     home: OnceLock<(f64, ThreadId)>,
 }
 
-/// A `tidegate.Limit`.
-#[derive(FromPyObject)]
-struct LimitOptions {
-    kind: String,
-    amount: u32,
-    period: f64,
-    burst: Option<u32>,
-}
-
-/// A `tidegate.BackendQuota`.
-#[derive(FromPyObject)]
-struct QuotaOptions {
-    limits: Vec<LimitOptions>,
-    concurrency: Option<u32>,
-    group: Option<String>,
-}
-
 /// A `tidegate.Backend`.
 #[derive(FromPyObject)]
 struct BackendOptions {
@@ -67,20 +51,6 @@ struct BackendOptions {
     timeout: Option<f64>,
     accounts: Option<Vec<Py<PyAny>>>,
     weight: f64,
-}
-
-impl LimitOptions {
-    fn declared(&self, py: Python<'_>) -> PyResult<Limit> {
-        let period = convert::span(self.period).unwrap_or(Span::ZERO);
-        let limit = match self.kind.as_str() {
-            "bucket" => Limit::bucket(self.amount, period, self.burst.unwrap_or(self.amount)),
-            _ => Limit::window(self.amount, period),
-        };
-        limit.map_err(|refused| {
-            let text = PyString::new(py, &format!("{}/{}s", self.amount, self.period));
-            error::config("quota", text.as_any(), &format!("{refused}; give a smaller amount, period or burst"))
-        })
-    }
 }
 
 /// A `tidegate.Retry`.
@@ -306,7 +276,7 @@ impl Core {
     #[pyo3(signature = (backend, runner, /))]
     fn add_backend(&self, py: Python<'_>, backend: BackendOptions, runner: Py<PyAny>) -> PyResult<()> {
         let BackendOptions { name, quota, timeout, accounts, weight } = backend;
-        let limits = quota.limits.iter().map(|limit| limit.declared(py)).collect::<PyResult<_>>()?;
+        let limits = quota.declared(py, &self.clock)?;
         let QuotaOptions { concurrency, group, .. } = quota;
         let accounts = accounts.unwrap_or_default();
         let name = convert::interned(py, &name);
@@ -336,7 +306,7 @@ impl Core {
     /// Replaces what the backend of this name, and those of its group, may do.
     #[pyo3(signature = (name, quota, /))]
     fn set_quota(&self, py: Python<'_>, name: &str, quota: QuotaOptions) -> PyResult<()> {
-        let limits = quota.limits.iter().map(|limit| limit.declared(py)).collect::<PyResult<Vec<_>>>()?;
+        let limits = quota.declared(py, &self.clock)?;
         let now = self.now();
         self.with_named(py, name, |state, id| state.engine.set_quota(now, id, &limits, quota.concurrency))
     }
@@ -638,7 +608,7 @@ impl Core {
     }
 
     /// For each backend on which something may run `(name, state, seconds until it may change or None, in flight, strays, limits)`, and for each limit
-    /// `(account from 0, used, available, seconds until it admits a cost of 1 or None)`.
+    /// `(account from 0, kind as it now is, used, available, seconds until it admits a cost of 1 or None)`.
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let now = self.now();
         let until = |at: Instant| seconds(at.since(now));
@@ -648,7 +618,7 @@ impl Core {
             if status.is_gone() {
                 return None;
             }
-            let limits: Vec<(usize, u32, u32, Option<f64>)> = status
+            let limits: Vec<(usize, &str, u32, u32, Option<f64>)> = status
                 .limits()
                 .map(|(account, usage)| {
                     let next = match usage.next_eligible {
@@ -656,7 +626,7 @@ impl Core {
                         Eligible::At(at) | Eligible::Closed(at) => Some(until(at)),
                         Eligible::OnAck | Eligible::Never => None,
                     };
-                    (account, usage.used, usage.available, next)
+                    (account, quota::word(usage.treated_as), usage.used, usage.available, next)
                 })
                 .collect();
             let (word, change) = match status.state() {

@@ -5,6 +5,7 @@ mod convert;
 mod core;
 mod error;
 mod pending;
+mod quota;
 mod reply;
 mod request;
 mod shell;

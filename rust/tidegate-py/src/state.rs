@@ -14,6 +14,7 @@ use tidegate_core::time::{Instant, Span};
 
 use crate::convert::seconds;
 use crate::pending::{Conclusion, End, Listener, Pending};
+use crate::quota;
 use crate::request::{Attempt, Old, Request};
 use crate::stream::Stream;
 use crate::terms::Terms;
@@ -71,6 +72,10 @@ pub(crate) struct Wake {
 /// What an ended attempt leaves: a request to conclude, and an object that nobody wants.
 type Finish = (Option<Conclusion>, Option<Py<PyAny>>);
 
+/// A change of state: its kind, the backend, seconds that it lasts, and a step of the kind ladder: the ordinal of the limit, the kinds
+/// before and after, units used.
+pub(crate) type Change = (&'static str, Py<PyString>, Option<f64>, Option<(u16, &'static str, &'static str, u32)>);
+
 /// What a pump found to do.
 pub(crate) struct News {
     /// Workers whose attempts were given up.
@@ -79,7 +84,7 @@ pub(crate) struct News {
     /// The loop's timer is to be armed anew, this far ahead.
     pub(crate) wait: Option<Span>,
     pub(crate) idle: bool,
-    pub(crate) events: Vec<(&'static str, Py<PyString>, Option<f64>)>,
+    pub(crate) events: Vec<Change>,
     /// Attempts that timed out: their requests, and where.
     pub(crate) timed_out: Vec<(Handle, Py<PyString>, Span)>,
     /// To be called: whether an extra message that was waited for may be sent now, or never.
@@ -404,14 +409,16 @@ impl State {
         let mut events = Vec::new();
         while let Some(event) = self.engine.pop_event() {
             let name = |id: BackendId| self.backends[usize::from(id.0)].name.clone_ref(py);
-            match event {
-                Event::LimitClosed { backend, until } => {
-                    events.push(("limit_closed", name(backend), Some(seconds(until.since(now)))));
+            events.push(match event {
+                Event::LimitClosed { backend, until } => ("limit_closed", name(backend), Some(seconds(until.since(now))), None),
+                Event::LimitReopened { backend } => ("limit_reopened", name(backend), None, None),
+                Event::LimitStepped { backend, step } => {
+                    let step = (step.limit, quota::word(step.from), quota::word(step.to), step.used);
+                    ("limit_stepped", name(backend), None, Some(step))
                 }
-                Event::BackendGone { backend } => events.push(("backend_gone", name(backend), None)),
-                Event::LimitReopened { backend } => events.push(("limit_reopened", name(backend), None)),
-                _ => {}
-            }
+                Event::BackendGone { backend } => ("backend_gone", name(backend), None, None),
+                _ => continue,
+            });
         }
         // A timer that fires before anything is due costs one pump, and to move it each time costs more.
         let before = if armed { self.timer_at } else { Instant::FAR };

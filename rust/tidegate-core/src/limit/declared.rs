@@ -55,6 +55,9 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// How exactly the clocks of two machines agree that are set over a network; mostly to a tenth of this.
+    pub const CLOCKS_AGREE_TO: Span = Span::from_millis(100);
+
     /// At most `amount` units in any window of `period`.
     ///
     /// # Errors

@@ -1,0 +1,68 @@
+//! What a backend allows, from Python's words to the core's.
+
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+use tidegate_core::limit::{Anchor, Kind, Limit};
+use tidegate_core::time::Span;
+
+use crate::clock::Clock;
+use crate::{convert, error};
+
+/// A `tidegate.Limit`.
+#[derive(FromPyObject)]
+pub(crate) struct LimitOptions {
+    kind: String,
+    guessed: bool,
+    amount: u32,
+    period: f64,
+    burst: Option<u32>,
+    anchor: String,
+    aligned: bool,
+}
+
+/// A `tidegate.BackendQuota`.
+#[derive(FromPyObject)]
+pub(crate) struct QuotaOptions {
+    limits: Vec<LimitOptions>,
+    pub(crate) concurrency: Option<u32>,
+    pub(crate) group: Option<String>,
+}
+
+impl QuotaOptions {
+    /// Its limits, for an engine on this clock.
+    pub(crate) fn declared(&self, py: Python<'_>, clock: &Clock) -> PyResult<Vec<Limit>> {
+        self.limits.iter().map(|limit| limit.declared(py, clock)).collect()
+    }
+}
+
+impl LimitOptions {
+    fn declared(&self, py: Python<'_>, clock: &Clock) -> PyResult<Limit> {
+        let &LimitOptions { amount, period, burst, .. } = self;
+        let span = convert::span(period).unwrap_or(Span::ZERO);
+        let limit = match self.kind.as_str() {
+            "bucket" => Limit::bucket(amount, span, burst.unwrap_or(amount)),
+            "leaky" => Limit::leaky(amount, span),
+            "counter" => Limit::counter(amount, span),
+            "unknown" => Limit::unknown(amount, span),
+            _ if self.aligned => Limit::aligned(amount, span, clock.boundary(span), Limit::CLOCKS_AGREE_TO),
+            _ => Limit::window(amount, span),
+        };
+        let limit = limit.map_err(|refused| {
+            let text = PyString::new(py, &format!("{amount}/{period}s"));
+            error::config("quota", text.as_any(), &format!("{refused}; give a smaller amount, period or burst"))
+        })?;
+        let limit = limit.anchored(if self.anchor == "finish" { Anchor::Finish } else { Anchor::Headers });
+        Ok(if self.guessed { limit.guessed() } else { limit })
+    }
+}
+
+/// A kind, as `tidegate.Limit` has it.
+pub(crate) fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Bucket => "bucket",
+        Kind::Leaky => "leaky",
+        Kind::Counter => "counter",
+        Kind::Unknown => "unknown",
+        _ => "window",
+    }
+}
