@@ -150,10 +150,17 @@ impl Core {
     }
 
     /// Whether the attempt may send one more message now; otherwise `grant` is called when it may.
-    pub(crate) fn recharge(&self, py: Python<'_>, lease: LeaseId, cost: u32, grant: Py<PyAny>) -> PyResult<bool> {
+    pub(crate) fn recharge(
+        &self,
+        py: Python<'_>,
+        lease: LeaseId,
+        cost: u32,
+        scopes: &Scopes,
+        grant: Py<PyAny>,
+    ) -> PyResult<bool> {
         let now = self.now();
         let answer = self.with(py, |state| {
-            let answer = state.engine.recharge(now, lease, cost);
+            let answer = state.engine.recharge(now, lease, cost, &scopes.borrowed());
             if answer == Recharge::Waits {
                 state.expect_grant(lease, grant);
             }
@@ -276,7 +283,7 @@ impl Core {
     #[pyo3(signature = (backend, runner, /))]
     fn add_backend(&self, py: Python<'_>, backend: BackendOptions, runner: Py<PyAny>) -> PyResult<()> {
         let BackendOptions { name, quota, timeout, accounts, weight } = backend;
-        let limits = quota.declared(py, &self.clock)?;
+        let (limits, scoped) = quota.declared(py, &self.clock)?;
         let QuotaOptions { concurrency, group, .. } = quota;
         let accounts = accounts.unwrap_or_default();
         let name = convert::interned(py, &name);
@@ -284,7 +291,7 @@ impl Core {
         self.with(py, |state| {
             let shared = group.as_ref().and_then(|group| state.groups.get(group));
             let spends = shared.map_or(Spends::Own(accounts.len().max(1) as u32), |&with| Spends::Shared(with));
-            let spec = BackendSpec { limits, concurrency, spends, timeout: timeout.and_then(convert::span), weight };
+            let spec = BackendSpec { limits, scoped, concurrency, spends, timeout: timeout.and_then(convert::span), weight };
             let id = state.engine.add_backend(now, &spec);
             state.backends.push(Backend { name, runner, is_here: true, accounts });
             if let Some(group) = group {
@@ -306,9 +313,9 @@ impl Core {
     /// Replaces what the backend of this name, and those of its group, may do.
     #[pyo3(signature = (name, quota, /))]
     fn set_quota(&self, py: Python<'_>, name: &str, quota: QuotaOptions) -> PyResult<()> {
-        let limits = quota.declared(py, &self.clock)?;
+        let (limits, scoped) = quota.declared(py, &self.clock)?;
         let now = self.now();
-        self.with_named(py, name, |state, id| state.engine.set_quota(now, id, &limits, quota.concurrency))
+        self.with_named(py, name, |state, id| state.engine.set_quota(now, id, &limits, &scoped, quota.concurrency))
     }
 
     /// Checks the options of a request. `lasting`: it is never retried, and no attempt timeout applies.
@@ -618,15 +625,20 @@ impl Core {
             if status.is_gone() {
                 return None;
             }
-            let limits: Vec<(usize, &str, u32, u32, Option<f64>)> = status
-                .limits()
-                .map(|(account, usage)| {
-                    let next = match usage.next_eligible {
-                        Eligible::Now => Some(0.0),
-                        Eligible::At(at) | Eligible::Closed(at) => Some(until(at)),
-                        Eligible::OnAck | Eligible::Never => None,
-                    };
-                    (account, quota::word(usage.treated_as), usage.used, usage.available, next)
+            let row = |usage: Usage<'_>| {
+                let next = match usage.next_eligible {
+                    Eligible::Now => Some(0.0),
+                    Eligible::At(at) | Eligible::Closed(at) => Some(until(at)),
+                    Eligible::OnAck | Eligible::Never => None,
+                };
+                (quota::word(usage.treated_as), usage.used, usage.available, next)
+            };
+            let limits: Vec<_> = status.limits().map(|(account, usage)| (account, row(usage))).collect();
+            let scoped: Vec<_> = status
+                .scoped()
+                .map(|scoped| {
+                    let full = (quota::word(scoped.limit.kind()), 0, scoped.limit.capacity(), Some(0.0));
+                    (scoped.account, scoped.most.map_or(full, row), scoped.values, scoped.blocked)
                 })
                 .collect();
             let (word, change) = match status.state() {
@@ -636,7 +648,7 @@ impl Core {
                 BackendState::Closed(at) => ("closed", Some(until(at))),
                 BackendState::Draining => ("draining", None),
             };
-            Some((backend.name.clone_ref(py), word, change, status.in_flight(), status.strays(), limits))
+            Some((backend.name.clone_ref(py), word, change, status.in_flight(), status.strays(), limits, scoped))
         });
         let rows: Vec<_> = rows.collect();
         drop(state);

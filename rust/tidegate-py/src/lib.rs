@@ -8,6 +8,7 @@ mod pending;
 mod quota;
 mod reply;
 mod request;
+mod scopes;
 mod shell;
 mod state;
 mod stream;

@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
+use tidegate_core::engine::ScopedLimits;
 use tidegate_core::limit::{Anchor, Kind, Limit};
 use tidegate_core::time::Span;
 
@@ -17,6 +18,7 @@ pub(crate) struct LimitOptions {
     period: f64,
     burst: Option<u32>,
     anchor: String,
+    per: Option<String>,
     aligned: bool,
 }
 
@@ -29,9 +31,20 @@ pub(crate) struct QuotaOptions {
 }
 
 impl QuotaOptions {
-    /// Its limits, for an engine on this clock.
-    pub(crate) fn declared(&self, py: Python<'_>, clock: &Clock) -> PyResult<Vec<Limit>> {
-        self.limits.iter().map(|limit| limit.declared(py, clock)).collect()
+    /// Its limits, for an engine on this clock: of all, and of each value of a scope.
+    pub(crate) fn declared(&self, py: Python<'_>, clock: &Clock) -> PyResult<(Vec<Limit>, Vec<ScopedLimits>)> {
+        let (mut limits, mut scoped) = (Vec::new(), Vec::<ScopedLimits>::new());
+        for options in &self.limits {
+            let limit = options.declared(py, clock)?;
+            match &options.per {
+                None => limits.push(limit),
+                Some(per) => match scoped.iter_mut().find(|scoped| *scoped.scope == **per) {
+                    Some(scoped) => scoped.limits.push(limit),
+                    None => scoped.push(ScopedLimits { scope: per.as_str().into(), limits: vec![limit] }),
+                },
+            }
+        }
+        Ok((limits, scoped))
     }
 }
 

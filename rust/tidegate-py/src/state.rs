@@ -278,13 +278,14 @@ impl State {
         let (target, name, account) = (&pending.target, &backend.name, backend.accounts.get(leased.account as usize));
         let runner = pending.runner.as_ref().unwrap_or(&backend.runner);
         if let Some(last) = &place.request
-            && let Some(old) = Request::renew(py, last, &leased, target, name, runner, account)
+            && let Some(old) = Request::renew(py, last, &leased, target, name, runner, account, &pending.scopes)
         {
             return Next::Again(last.clone_ref(py), old);
         }
         let (target, backend, runner) = (target.clone_ref(py), name.clone_ref(py), runner.clone_ref(py));
         let account = account.map(|account| account.clone_ref(py));
-        Next::New(Attempt { leased, target, backend, runner, account }, place.request.take())
+        let scopes = pending.scopes.clone();
+        Next::New(Attempt { leased, target, backend, runner, account, scopes }, place.request.take())
     }
 
     /// Keeps the object of a worker's attempt, to be used again.
@@ -406,17 +407,20 @@ impl State {
                 }
             }
         }
+        let pair = |scope: Option<Scope>| scope.map(|scope| (scope.name.to_string(), scope.value.to_string()));
         let mut events = Vec::new();
         while let Some(event) = self.engine.pop_event() {
             let name = |id: BackendId| self.backends[usize::from(id.0)].name.clone_ref(py);
             events.push(match event {
-                Event::LimitClosed { backend, until } => ("limit_closed", name(backend), Some(seconds(until.since(now))), None),
-                Event::LimitReopened { backend } => ("limit_reopened", name(backend), None, None),
-                Event::LimitStepped { backend, step } => {
-                    let step = (step.limit, quota::word(step.from), quota::word(step.to), step.used);
-                    ("limit_stepped", name(backend), None, Some(step))
+                Event::LimitClosed { backend, scope, until } => {
+                    ("limit_closed", name(backend), Some(seconds(until.since(now))), None, pair(scope))
                 }
-                Event::BackendGone { backend } => ("backend_gone", name(backend), None, None),
+                Event::LimitReopened { backend, scope } => ("limit_reopened", name(backend), None, None, pair(scope)),
+                Event::LimitStepped { backend, scope, step } => {
+                    let step = (step.limit, quota::word(step.from), quota::word(step.to), step.used);
+                    ("limit_stepped", name(backend), None, Some(step), pair(scope))
+                }
+                Event::BackendGone { backend } => ("backend_gone", name(backend), None, None, None),
                 _ => continue,
             });
         }

@@ -38,7 +38,7 @@ pub use event::{Action, Ended, Ending, Event, Stage};
 pub use lease::LeaseId;
 pub use request::{Flags, Handle, Waits};
 pub use scope::{Scope, ScopedLimits};
-pub use status::{BackendState, BackendStatus};
+pub use status::{BackendState, BackendStatus, ScopedUsage};
 
 use crate::ledger::Ledger;
 use crate::queue::ingress::Room;

@@ -195,6 +195,11 @@ impl Scopes {
         self.allotments.iter().enumerate().filter_map(|(id, place)| place.as_ref().map(|place| (id as u32, place)))
     }
 
+    /// Those of a scope on an account.
+    pub(super) fn of(&self, account: u32, name: u16) -> impl Iterator<Item = &Allotment> {
+        self.live().map(|(_, allotment)| allotment).filter(move |theirs| (theirs.account, theirs.name) == (account, name))
+    }
+
     pub(super) fn scope(&self, id: u32) -> Scope {
         let allotment = self.get(id);
         let value = self.values.values[allotment.value as usize].0.clone();

@@ -4,7 +4,8 @@ use super::account::Account;
 use super::backend::{Backend, Blocked, Cause};
 use super::eligibility::Presence;
 use super::{BackendId, Engine};
-use crate::limit::{GateState, Usage};
+use super::scope::Scopes;
+use crate::limit::{GateState, Limit, Usage};
 use crate::time::Instant;
 
 /// What a backend does with requests that wait for it.
@@ -27,7 +28,27 @@ pub enum BackendState {
 pub struct BackendStatus<'a> {
     backend: &'a Backend,
     accounts: &'a [Account],
+    /// The number of the first of them.
+    first: u32,
+    scopes: &'a Scopes,
     now: Instant,
+}
+
+/// A limit that each value of a scope has to itself, on one account: all the values that have a state.
+#[derive(Clone, Copy, Debug)]
+pub struct ScopedUsage<'a> {
+    /// The account's ordinal, from 0.
+    pub account: usize,
+    /// Of what it is.
+    pub scope: &'a str,
+    /// As declared.
+    pub limit: &'a Limit,
+    /// Values that have sent something lately.
+    pub values: usize,
+    /// Of those, the ones that requests wait for.
+    pub blocked: usize,
+    /// How it stands for the value that has used most of it; nothing when none has a state.
+    pub most: Option<Usage<'a>>,
 }
 
 impl<'a> BackendStatus<'a> {
@@ -68,6 +89,26 @@ impl<'a> BackendStatus<'a> {
         self.backend.strays
     }
 
+    /// How each limit by scope of each account stands.
+    pub fn scoped(&self) -> impl Iterator<Item = ScopedUsage<'a>> + use<'a> {
+        let &BackendStatus { first, scopes, now, accounts, .. } = self;
+        accounts.iter().enumerate().flat_map(move |(account, place)| {
+            let declared = place.scoped.iter().flat_map(|(name, limits)| limits.iter().enumerate().map(move |limit| (*name, limit)));
+            declared.map(move |(name, (nth, limit))| {
+                let theirs = || scopes.of(first + account as u32, name);
+                let usages = theirs().filter_map(|allotment| allotment.quota.usage(now).nth(nth));
+                ScopedUsage {
+                    account,
+                    scope: scopes.named(name),
+                    limit,
+                    values: theirs().count(),
+                    blocked: theirs().filter(|allotment| allotment.is_blocked()).count(),
+                    most: usages.max_by_key(|usage| usage.used),
+                }
+            })
+        })
+    }
+
     /// How each limit of each account stands; the account's ordinal, from 0, comes first.
     pub fn limits(&self) -> impl Iterator<Item = (usize, Usage<'a>)> + use<'a> {
         let now = self.now;
@@ -80,6 +121,7 @@ impl Engine {
     /// How a backend stands.
     pub fn status(&self, id: BackendId, now: Instant) -> BackendStatus<'_> {
         let backend = &self.backends[usize::from(id.0)];
-        BackendStatus { backend, accounts: &self.accounts[backend.accounts.span()], now }
+        let (accounts, first) = (&self.accounts[backend.accounts.span()], backend.accounts.all().start);
+        BackendStatus { backend, accounts, first, scopes: &self.scopes, now }
     }
 }
