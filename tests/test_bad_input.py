@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 import pytest
@@ -29,6 +29,8 @@ COUNT = "give an integer from 1 to 4294967295"
 SECONDS = "give seconds above 0, or a timedelta"
 PRIORITY = "give an integer from 0 (most urgent) to 255; see tidegate.Priority"
 FLOW = "give a text that is not empty, or None for no flow"
+NOT_BEFORE = "give an instant of loop.time(), a timedelta from now, a datetime with a time zone, or None to go at once"
+UNIQUE = "give a text that is not empty, such as the target's address, or None"
 TIMEOUT = "give seconds above 0, a timedelta, or None for no deadline"
 
 
@@ -103,6 +105,19 @@ async def test_flow(entry):
 
 
 @pytest.mark.parametrize("entry", REQUESTS)
+async def test_not_before(entry):
+    """An instant is a finite number, a span from now, or a date and time that means the same everywhere."""
+    naive = datetime(2026, 1, 1)  # noqa: DTZ001
+    await refused(entry, "not_before", [NAN, INF, -INF, 10**400, "5", True, b"5", [5], naive, naive.date()], NOT_BEFORE)
+
+
+@pytest.mark.parametrize("entry", REQUESTS)
+async def test_unique(entry):
+    """What a request is known by is a text."""
+    await refused(entry, "unique", ["", 5, 1.5, True, b"name", ["name"], "\ud800"], UNIQUE)
+
+
+@pytest.mark.parametrize("entry", REQUESTS)
 async def test_backends(entry):
     """Backends are named by the names that there are."""
     await refused(entry, "backends", ["nope", ""], "there is no such backend; there are api, other")
@@ -119,7 +134,7 @@ async def test_backend_of_a_slot():
     await refused("slot", "backend", ["nope", "", None, 5, ["api"]], "there is no such backend; there are api, other")
 
 
-@pytest.mark.parametrize("option", ["priority", "timeout", "cost", "backends", "flow"])
+@pytest.mark.parametrize("option", ["priority", "timeout", "cost", "backends", "flow", "unique"])
 @pytest.mark.parametrize("entry", ["submit_many", "map"])
 async def test_function_of_the_target(entry, option):
     """What an option's function gives is checked as if it had been given, before anything of the batch is accepted."""
@@ -144,7 +159,10 @@ async def test_unknown_option(entry, value):
     async with RateLimitScheduler([api()]) as scheduler:
         with pytest.raises(TypeError) as caught:
             await hand_in(entry, scheduler, prio=value)
-        assert str(caught.value) == "got an unexpected option 'prio'; a request has priority, timeout, cost, backends, flow"
+        assert (
+            str(caught.value)
+            == "got an unexpected option 'prio'; a request has priority, timeout, cost, backends, flow, not_before, unique"
+        )
         assert scheduler.ledger() == NOTHING
 
 

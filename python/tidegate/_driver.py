@@ -55,7 +55,7 @@ class Driver:
         self._listeners: list[Listener] = []
         self._sources: WeakSet[Source] = WeakSet()
         self._stopped = False
-        core.open(self._pump_soon, self._pump_soon_threadsafe, 0.0 if clock else self.loop.time())
+        core.open(self._pump_soon, self._pump_soon_threadsafe, clock.time() if clock else self.loop.time())
         if clock is not None:
             clock.attach(self)
 

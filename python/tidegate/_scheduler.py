@@ -6,7 +6,7 @@ import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import suppress
 from contextvars import copy_context
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import repeat
 from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack, cast
@@ -35,6 +35,8 @@ LEAST_AHEAD = 64
 GRACE = 5.0
 # Combinations of options that are kept checked.
 MOST_TERMS = 256
+# Options of which there may be one value for each request.
+PARTICULAR = ("flow", "not_before", "unique")
 # Targets that `submit_many` hands over at once.
 PART = 4096
 
@@ -49,6 +51,13 @@ class RequestOptions(TypedDict, total=False):
         backends: Names of the backends that may serve it; None for all.
         flow: Whom it is for, under `order=Fair(...)`: a text, such as the name of a tenant; None for the flow of all that
             name none. Other orders do not look at it.
+        not_before: It does not go earlier, and waits in its queue as if it had come then: an instant of the loop's clock, as
+            `Request.deadline` (with a `ManualClock`, of its `time()`); a timedelta from when it is accepted; or a datetime with
+            a time zone. One that has passed is none. `timeout` counts from acceptance all the same.
+        unique: A text by which the request is known while it waits or runs. Another one with the same joins it instead of being
+            a request of its own: it takes no place, and gets the same reply. The request then has the earliest deadline, the
+            most urgent priority and the earliest `not_before` of all; the rest stays as the first one asked. It is cancelled
+            when all who joined have cancelled.
     """
 
     priority: int
@@ -56,6 +65,8 @@ class RequestOptions(TypedDict, total=False):
     cost: int
     backends: Sequence[str] | str | None
     flow: str | None
+    not_before: float | timedelta | datetime | None
+    unique: str | None
 
 
 class BatchOptions(TypedDict, total=False):
@@ -66,6 +77,8 @@ class BatchOptions(TypedDict, total=False):
     cost: int | Callable[[object], int]
     backends: Sequence[str] | str | Callable[[object], Sequence[str] | str | None] | None
     flow: str | Callable[[object], str | None] | None
+    not_before: float | timedelta | datetime | Callable[[object], float | timedelta | datetime | None] | None
+    unique: str | Callable[[object], str | None] | None
 
 
 class RateLimitScheduler:
@@ -461,9 +474,9 @@ class RateLimitScheduler:
         return ContextRunner(self._backends.runners, copy_context()) if self._isolation == "task" else None
 
     def _terms_of(self, options: Mapping[str, object]) -> _core.Terms:
-        if options.get("flow") is not None:  # there may be thousands
-            rest = {name: value for name, value in options.items() if name != "flow"}
-            return self._terms_of(rest).own(options["flow"])
+        if any(options.get(name) is not None for name in PARTICULAR):
+            rest = {name: value for name, value in options.items() if name not in PARTICULAR}
+            return self._core.own(self._terms_of(rest), *map(options.get, PARTICULAR))
         # With their types, since 1 and True, which is no cost, are equal.
         key: tuple[object, ...] | None = ()
         if options:
@@ -498,7 +511,8 @@ class RateLimitScheduler:
 
     def _accept_now(self, target: object, terms: _core.Terms) -> list[_core.Ticket]:
         """The ticket of one target, or none when it would have to wait in line."""
-        return [] if self._running().has_line else self._core.submit([target], terms, self._override())
+        waits = self._running().has_line and not self._core.would_join(terms)
+        return [] if waits else self._core.submit([target], terms, self._override())
 
     async def _accept(
         self, targets: list[object], terms: Iterable[_core.Terms], runner: Runner | None = None
@@ -507,21 +521,26 @@ class RateLimitScheduler:
         driver = self._running()
         runner = runner or self._override()
         tickets: list[_core.Ticket] = []
+        waited = False  # then it is at the head of the line, until it has all it needs
+
+        def submit(part: list[object], own: _core.Terms) -> list[_core.Ticket]:
+            waits = driver.has_line and not waited and not self._core.would_join(own)
+            return [] if waits else self._core.submit(part, own, runner)
+
         try:
-            waited = False  # then it is at the head of the line, until it has all it needs
             if isinstance(terms, repeat):
                 shared = next(terms)
                 while len(tickets) < len(targets):
                     # In parts: what must wait is not copied again and again.
                     part = targets[len(tickets) : len(tickets) + PART]
-                    accepted = self._core.submit(part, shared, runner) if waited or not driver.has_line else []
+                    accepted = submit(part, shared)
                     tickets += accepted
                     if len(accepted) < len(part):
                         await driver.wait_for_room(first=waited)
                         waited = True
             else:
                 for target, own in zip(targets, terms, strict=True):
-                    while not (accepted := self._core.submit([target], own, runner) if waited or not driver.has_line else []):
+                    while not (accepted := submit([target], own)):
                         await driver.wait_for_room(first=waited)
                         waited = True
                     tickets += accepted

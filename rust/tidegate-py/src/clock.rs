@@ -34,6 +34,15 @@ impl Clock {
         }
     }
 
+    /// The instant of a Unix time, in seconds, by the wall clock as it is now set; its own time on a clock that moves when told.
+    pub(crate) fn at_unix(&self, seconds: f64) -> Instant {
+        let wall = || UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_secs_f64());
+        match self {
+            Clock::Monotonic(..) => self.now() + convert::span_or_none(seconds - wall()),
+            Clock::Manual(_) => Instant::ORIGIN + convert::span_or_none(seconds),
+        }
+    }
+
     /// The first instant that lies a multiple of `period` after the Unix epoch; after its origin on a clock that moves when told.
     pub(crate) fn boundary(&self, period: Span) -> Instant {
         match self {

@@ -1,5 +1,6 @@
 //! Between Python's seconds, headers and statuses and the core's types.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::conversion::FromPyObjectOwned;
@@ -7,9 +8,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString};
 use tidegate_core::engine::{Answer, BackendId, Outcome};
 use tidegate_core::retry_after;
-use tidegate_core::time::Span;
+use tidegate_core::time::{Instant, Span};
 
 use crate::error;
+use crate::terms::Start;
 
 /// A span in seconds.
 #[inline]
@@ -70,6 +72,47 @@ pub(crate) fn flow(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<str>>> {
         Some(text) => Ok(Some(text.into())),
         None => Err(error::config("flow", value, "give a text that is not empty, or None for no flow")),
     }
+}
+
+/// What a request is known by, from a user.
+pub(crate) fn unique(value: &Bound<'_, PyAny>) -> PyResult<Option<Arc<str>>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let text: Option<String> = value.extract().ok().filter(|text: &String| !text.is_empty());
+    match text {
+        Some(text) => Ok(Some(text.into())),
+        None => Err(error::config("unique", value, "give a text that is not empty, such as the target's address, or None")),
+    }
+}
+
+/// When a request may go, from a user: an instant of the loop's clock, whose place on the engine's `instant` tells; a `timedelta`; a
+/// `datetime` with a time zone, whose distance from now `until` tells.
+pub(crate) fn start(
+    value: &Bound<'_, PyAny>,
+    instant: impl Fn(f64) -> Instant,
+    until: impl Fn(f64) -> Instant,
+) -> PyResult<Start> {
+    let number = |value: &Bound<'_, PyAny>| value.extract().ok().filter(|number: &f64| number.is_finite());
+    let is_aware = || value.call_method0("utcoffset").is_ok_and(|offset| !offset.is_none());
+    let start = if value.is_none() {
+        Some(Start::After(Span::ZERO))
+    } else if value.is_instance_of::<PyBool>() {
+        None
+    } else if let Ok(span) = value.call_method0("total_seconds") {
+        number(&span).map(|seconds| Start::After(span_or_none(seconds)))
+    } else if is_aware() {
+        value.call_method0("timestamp").ok().and_then(|unix| number(&unix)).map(|unix| Start::At(until(unix)))
+    } else {
+        number(value).map(|seconds| Start::At(instant(seconds)))
+    };
+    let way_out = "give an instant of loop.time(), a timedelta from now, a datetime with a time zone, or None to go at once";
+    start.ok_or_else(|| error::config("not_before", value, way_out))
+}
+
+/// Seconds as a span; none at all when they are below zero.
+pub(crate) fn span_or_none(seconds: f64) -> Span {
+    span(seconds).unwrap_or(Span::ZERO)
 }
 
 fn integer<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) -> Option<T> {

@@ -29,7 +29,7 @@ use crate::request::Request;
 use crate::shell::shell;
 use crate::state::{Backend, Foreign, News, Next, State, Wake};
 use crate::stream::Stream;
-use crate::terms::Terms;
+use crate::terms::{Start, Terms};
 use crate::ticket::Ticket;
 
 /// The engine of one scheduler. See `_core.pyi`.
@@ -96,6 +96,11 @@ impl Core {
     pub(crate) fn loop_time(&self, at: Instant) -> f64 {
         let origin = self.home.get().map_or(0.0, |(origin, _)| *origin);
         origin + seconds(at.since(Instant::ORIGIN))
+    }
+
+    fn at_loop_time(&self, time: f64) -> Instant {
+        let origin = self.home.get().map_or(0.0, |(origin, _)| *origin);
+        Instant::ORIGIN + convert::span_or_none(time - origin)
     }
 
     /// Runs `act` under the lock; afterwards asks the loop for a pump if one has become due.
@@ -187,6 +192,16 @@ impl Core {
         self.with_endings(py, |state| state.engine.cancel(now, handle))
     }
 
+    /// Cancels a request for the holder of one ticket: if others wait for it too, it goes on for them.
+    pub(crate) fn cancel_ticket(&self, handle: Handle, ticket: &Bound<'_, Ticket>) -> PyResult<bool> {
+        let py = ticket.py();
+        let now = self.now();
+        match self.with(py, |state| state.leave_to_others(now, handle, ticket))? {
+            None => self.cancel(py, handle),
+            Some(conclusion) => self.tell(py, [conclusion]).map(|()| true),
+        }
+    }
+
     pub(crate) fn deliver(&self, py: Python<'_>, handle: Handle) -> PyResult<()> {
         self.with(py, |state| state.engine.deliver(handle))
     }
@@ -220,11 +235,21 @@ impl Core {
             if !state.engine.is_accepting() {
                 return None;
             }
-            let granted = self.room.reserve(most);
+            // One that joins another takes no place.
+            let granted = if terms.unique.is_some() { most } else { self.room.reserve(most) };
             for (nth, target) in targets.iter().take(granted).enumerate() {
+                if terms.unique.is_some() {
+                    if let Some((handle, pending)) = state.join(now, terms, &submission) {
+                        pending.join((target.unbind(), listener(nth, handle)));
+                        continue;
+                    }
+                    if self.room.reserve(1) == 0 {
+                        return Some(nth);
+                    }
+                }
                 let handle = state.engine.submit(now, &submission);
                 let runner = runner.map(|runner| runner.clone_ref(py));
-                state.keep(handle, Pending::new(target.unbind(), listener(nth, handle), runner));
+                state.keep_on(terms, handle, Pending::new(target.unbind(), listener(nth, handle), runner));
             }
             Some(granted)
         })?;
@@ -344,7 +369,28 @@ impl Core {
             let names: Vec<&str> = known.iter().filter(|(id, _)| is_meant(id)).map(|(_, name)| name.as_str()).collect();
             error::class(py, refused, &names.join(", "))
         })?;
-        Ok(Terms { class, priority, timeout, flow: None, flags: Flags { held: false, once: lasting, untimed: lasting } })
+        let flags = Flags { held: false, once: lasting, untimed: lasting };
+        Ok(Terms { class, priority, timeout, start: Start::After(Span::ZERO), flow: None, unique: None, flags })
+    }
+
+    /// The same for some requests: what is particular to each is checked apart, for the rest is the same for many.
+    #[pyo3(signature = (terms, flow, not_before, unique, /))]
+    fn own(
+        &self,
+        terms: &Bound<'_, Terms>,
+        flow: &Bound<'_, PyAny>,
+        not_before: &Bound<'_, PyAny>,
+        unique: &Bound<'_, PyAny>,
+    ) -> PyResult<Terms> {
+        let &Terms { class, priority, timeout, flags, .. } = terms.get();
+        let start = convert::start(not_before, |time| self.at_loop_time(time), |unix| self.clock.at_unix(unix))?;
+        Ok(Terms { class, priority, timeout, start, flow: convert::flow(flow)?, unique: convert::unique(unique)?, flags })
+    }
+
+    /// Whether a request on these terms would join another one, which takes no place.
+    #[pyo3(signature = (terms, /))]
+    fn would_join(&self, terms: &Bound<'_, Terms>) -> PyResult<bool> {
+        Ok(terms.get().unique.is_some() && self.lock()?.would_join(terms.get()))
     }
 
     /// Says how to ask for a pump, on the loop's thread and on another, and how the loop's clock stands.
@@ -365,7 +411,7 @@ impl Core {
     ) -> PyResult<Bound<'py, PyList>> {
         let py = slf.py();
         let core = slf.get();
-        let most = targets.len().min(core.room.free());
+        let most = if terms.get().unique.is_some() { targets.len() } else { targets.len().min(core.room.free()) };
         let mut tickets = (0..most).map(|_| Ticket::new(slf)).collect::<PyResult<Vec<_>>>()?;
         let accepted = core.accept(targets, most, terms.get(), runner.as_ref(), false, |nth, request| {
             let ticket = &tickets[nth];
@@ -421,12 +467,15 @@ impl Core {
     pub(crate) fn cancel_for(&self, listener: &Bound<'_, PyAny>) -> PyResult<()> {
         let now = self.now();
         self.with_endings(listener.py(), |state| {
-            for slot in state.forsake(listener) {
+            let (slots, left) = state.forsake(listener);
+            for slot in slots {
                 if let Some(handle) = state.engine.handle_at(slot) {
                     state.engine.cancel(now, handle);
                 }
             }
+            left
         })
+        .map(drop)
     }
 
     /// A new worker's number.

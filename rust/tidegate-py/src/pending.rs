@@ -1,7 +1,9 @@
 //! What Python gave for a request that is pending, and who is told when it has ended.
 
+use std::sync::Arc;
+
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString};
+use pyo3::types::PyString;
 use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::{Handle, Waits};
 use tidegate_core::time::{Instant, Span};
@@ -28,9 +30,44 @@ impl Listener {
         match self {
             Listener::Stream(stream, _) => stream.as_ptr() == other.as_ptr(),
             Listener::Future(future) => future.as_ptr() == other.as_ptr(),
-            Listener::Ticket(_) | Listener::Nobody => false,
+            Listener::Ticket(ticket) => ticket.as_ptr() == other.as_ptr(),
+            Listener::Nobody => false,
         }
     }
+
+    fn tell(self, py: Python<'_>, settled: Settled, held: Option<Handle>) -> PyResult<()> {
+        match self {
+            Listener::Nobody => {}
+            Listener::Ticket(ticket) => ticket.get().settle(py, settled),
+            Listener::Stream(stream, index) => stream.get().push(py, index, Item { settled, held }),
+            Listener::Future(future) => {
+                let ended_at = settled.ended_at;
+                let reply = Py::new(py, Reply::new(settled, ended_at))?;
+                shell(py)?.call_method1("resolve", (future, reply))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self {
+            Listener::Nobody => Ok(()),
+            Listener::Ticket(ticket) => visit.call(ticket),
+            Listener::Stream(stream, _) => visit.call(stream),
+            Listener::Future(future) => visit.call(future),
+        }
+    }
+}
+
+/// A submission that joined a request: its own target, and who is told.
+pub(crate) type Joined = (Py<PyAny>, Listener);
+
+/// What only a request that is known by a name has.
+struct Named {
+    unique: Arc<str>,
+    /// Another submission has joined it, if only for a while.
+    was_joined: bool,
+    joined: Vec<Joined>,
 }
 
 /// A failed attempt: its backend and its error.
@@ -44,11 +81,55 @@ pub(crate) struct Pending {
     pub(crate) runner: Option<Py<PyAny>>,
     #[expect(clippy::box_collection, reason = "one word a request: most never fail")]
     failures: Option<Box<Vec<Failure>>>,
+    named: Option<Box<Named>>,
 }
 
 impl Pending {
     pub(crate) fn new(target: Py<PyAny>, listener: Listener, runner: Option<Py<PyAny>>) -> Pending {
-        Pending { target, listener, runner, failures: None }
+        Pending { target, listener, runner, failures: None, named: None }
+    }
+
+    /// The same, known by a name.
+    pub(crate) fn known_by(self, unique: Arc<str>) -> Pending {
+        let named = Some(Box::new(Named { unique, was_joined: false, joined: Vec::new() }));
+        Pending { named, ..self }
+    }
+
+    /// What it is known by.
+    pub(crate) fn unique(&self) -> Option<&str> {
+        self.named.as_ref().map(|named| &*named.unique)
+    }
+
+    /// Whether another submission has joined it.
+    pub(crate) fn was_joined(&self) -> bool {
+        self.named.as_ref().is_some_and(|named| named.was_joined)
+    }
+
+    /// One more submission is served by it.
+    pub(crate) fn join(&mut self, joined: Joined) {
+        if let Some(named) = &mut self.named {
+            named.was_joined = true;
+            named.joined.push(joined);
+        }
+    }
+
+    /// All who listen.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        let joined = self.named.iter().flat_map(|named| &named.joined).map(|(_, listener)| listener);
+        std::iter::once(&self.listener).chain(joined).filter(|listener| !matches!(listener, Listener::Nobody))
+    }
+
+    /// Takes out those of the submissions that `listener` waits for.
+    pub(crate) fn leave(&mut self, listener: &Bound<'_, PyAny>) -> Vec<Joined> {
+        let mut left = Vec::new();
+        if self.listener.is(listener) {
+            let first = std::mem::replace(&mut self.listener, Listener::Nobody);
+            left.push((self.target.clone_ref(listener.py()), first));
+        }
+        if let Some(named) = &mut self.named {
+            left.extend(named.joined.extract_if(.., |(_, joined)| joined.is(listener)));
+        }
+        left
     }
 
     pub(crate) fn note_failure(&mut self, backend: Py<PyString>, error: Py<PyAny>) {
@@ -62,11 +143,10 @@ impl Pending {
     pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.target)?;
         visit.call(&self.runner)?;
-        match &self.listener {
-            Listener::Nobody => {}
-            Listener::Ticket(ticket) => visit.call(ticket)?,
-            Listener::Stream(stream, _) => visit.call(stream)?,
-            Listener::Future(future) => visit.call(future)?,
+        self.listener.traverse(visit)?;
+        for (target, listener) in self.named.iter().flat_map(|named| &named.joined) {
+            visit.call(target)?;
+            listener.traverse(visit)?;
         }
         self.failures.iter().flat_map(|failures| failures.iter()).try_for_each(|(_, error)| visit.call(error))
     }
@@ -91,27 +171,35 @@ pub(crate) struct Conclusion {
 }
 
 impl Conclusion {
-    /// Tells who listens. Runs Python code.
+    /// Of a submission that ended in this way before it had an attempt, or of which nothing more is known.
+    pub(crate) fn without_value(pending: Pending, ending: &'static str) -> Conclusion {
+        let (end, waits, age) = (End::Error(ending, None), Waits::default(), Span::ZERO);
+        Conclusion { pending, end, held: None, backend: None, attempts: 0, waits, age }
+    }
+
+    /// Tells all who listen; the times and attempts are those of the request, whoever joined it when. Runs Python code.
     pub(crate) fn tell(self, py: Python<'_>, ended_at: Instant) -> PyResult<()> {
         let Conclusion { pending, end, held, backend, attempts, waits, age } = self;
-        let Pending { target, listener, failures, .. } = pending;
-        let result = match end {
-            End::Value(value) => Ok(value),
-            End::Error(ending, error) => {
-                let failures = PyList::new(py, failures.map_or_else(Vec::new, |failures| *failures))?;
-                Err(shell(py)?.call_method1("error_of", (ending, &target, failures, error, &backend, seconds(age)))?.unbind())
-            }
-        };
-        let settled = Settled { target, result, backend, attempts, waits, age, ended_at };
-        match listener {
-            Listener::Nobody => {}
-            Listener::Ticket(ticket) => ticket.get().settle(py, settled),
-            Listener::Stream(stream, index) => stream.get().push(py, index, Item { settled, held }),
-            Listener::Future(future) => {
-                let reply = Py::new(py, Reply::new(settled, ended_at))?;
-                shell(py)?.call_method1("resolve", (future, reply))?;
-            }
+        let Pending { target, listener, failures, named, .. } = pending;
+        let failures = failures.map_or_else(Vec::new, |failures| *failures);
+        let failures = failures.into_pyobject(py)?;
+        let joined = named.map_or_else(Vec::new, |named| named.joined);
+        // One that cannot be told does not keep the others from being told.
+        let mut all = Ok(());
+        for (target, listener) in std::iter::once((target, listener)).chain(joined) {
+            let backend = backend.as_ref().map(|name| name.clone_ref(py));
+            let result = match &end {
+                End::Value(value) => Ok(value.clone_ref(py)),
+                End::Error(ending, error) => {
+                    let error = error.as_ref().map(|error| error.clone_ref(py));
+                    Err(shell(py)?
+                        .call_method1("error_of", (*ending, &target, &failures, error, &backend, seconds(age)))?
+                        .unbind())
+                }
+            };
+            let settled = Settled { target, result, backend, attempts, waits, age, ended_at };
+            all = all.and(listener.tell(py, settled, held));
         }
-        Ok(())
+        all
     }
 }

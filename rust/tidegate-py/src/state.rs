@@ -3,21 +3,24 @@
 //! Nothing here runs Python code. Objects to be called or dropped are returned.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use tidegate_core::engine::{
-    Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Outcome, Slice, Staffing, Stage, Waits,
+    Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Outcome, Slice, Staffing, Stage,
+    Submission,
 };
 use tidegate_core::queue::ingress::Consumer;
 use tidegate_core::time::{Instant, Span};
 
 use crate::convert::seconds;
-use crate::pending::{Conclusion, End, Listener, Pending};
+use crate::pending::{Conclusion, End, Joined, Listener, Pending};
 use crate::quota;
 use crate::request::{Attempt, Old, Request};
 use crate::stream::Stream;
 use crate::terms::Terms;
+use crate::ticket::Ticket;
 
 /// A request from another thread.
 pub(crate) struct Foreign {
@@ -99,6 +102,8 @@ pub(crate) struct State {
     pending: Vec<Option<Pending>>,
     /// The requests of threads, by the address of the future that waits for each.
     futures: HashMap<usize, Handle>,
+    /// The requests that a submission may join, by what they are known by.
+    uniques: HashMap<Arc<str>, Handle>,
     pub(crate) backends: Vec<Backend>,
     /// By the name of a group, the first of its backends.
     pub(crate) groups: HashMap<String, BackendId>,
@@ -129,6 +134,7 @@ impl State {
             engine,
             pending: Vec::new(),
             futures: HashMap::new(),
+            uniques: HashMap::new(),
             backends: Vec::new(),
             groups: HashMap::new(),
             workers: Vec::new(),
@@ -167,9 +173,35 @@ impl State {
         Some(wake)
     }
 
+    /// Has a submission served by the request that is known by the same name, whose part it is to become; nothing when there is none.
+    pub(crate) fn join(&mut self, now: Instant, terms: &Terms, submission: &Submission<'_>) -> Option<(Handle, &mut Pending)> {
+        let &handle = self.uniques.get(terms.unique.as_ref()?)?;
+        if !self.engine.join(now, handle, submission) {
+            return None;
+        }
+        Some((handle, self.pending[handle.slot() as usize].as_mut()?))
+    }
+
+    /// Whether a submission on these terms would join a request, which takes no place.
+    pub(crate) fn would_join(&self, terms: &Terms) -> bool {
+        terms.unique.as_ref().is_some_and(|unique| self.uniques.contains_key(unique))
+    }
+
+    /// Keeps what Python gave for a request that was just accepted on these terms.
+    #[inline]
+    pub(crate) fn keep_on(&mut self, terms: &Terms, handle: Handle, pending: Pending) {
+        match &terms.unique {
+            None => self.keep(handle, pending),
+            Some(unique) => {
+                self.uniques.insert(unique.clone(), handle);
+                self.keep(handle, pending.known_by(unique.clone()));
+            }
+        }
+    }
+
     /// Keeps what Python gave for a request that was just accepted.
     #[inline]
-    pub(crate) fn keep(&mut self, handle: Handle, pending: Pending) {
+    fn keep(&mut self, handle: Handle, pending: Pending) {
         let slot = handle.slot() as usize;
         if self.pending.len() <= slot {
             self.pending.resize_with(slot + 1, || None);
@@ -182,32 +214,53 @@ impl State {
     #[inline]
     fn let_go(&mut self, request: Handle) -> Option<Pending> {
         let pending = self.pending[request.slot() as usize].take()?;
-        if let Listener::Future(future) = &pending.listener {
-            self.futures.remove(&(future.as_ptr() as usize));
+        for listener in pending.listeners() {
+            if let Listener::Future(future) = listener {
+                self.futures.remove(&(future.as_ptr() as usize));
+            }
+        }
+        // Another request may be known by that name since this one has ended.
+        if let Some(unique) = pending.unique()
+            && self.uniques.get(unique) == Some(&request)
+        {
+            self.uniques.remove(unique);
         }
         Some(pending)
     }
 
-    /// Slots of the requests that `listener` waits for; it is told nothing any more.
+    /// Takes a ticket from a request that others wait for too: what it is told. Nothing when it is the only one, or no part of it.
+    pub(crate) fn leave_to_others(&mut self, now: Instant, request: Handle, ticket: &Bound<'_, Ticket>) -> Option<Conclusion> {
+        self.engine.age(now, request)?;
+        let pending = self.pending[request.slot() as usize].as_mut()?;
+        if pending.listeners().count() < 2 {
+            return None;
+        }
+        let (target, listener) = pending.leave(ticket.as_any()).pop()?;
+        let pending = Pending::new(target, listener, None);
+        Some(Conclusion::without_value(pending, "cancelled"))
+    }
+
+    /// Slots of the requests that nobody but `listener` waits for, and its parts of any: it is told nothing any more.
     ///
     /// # Complexity
     /// Constant for a future; linear in all that is pending for a stream.
-    pub(crate) fn forsake(&mut self, listener: &Bound<'_, PyAny>) -> Vec<u32> {
+    pub(crate) fn forsake(&mut self, listener: &Bound<'_, PyAny>) -> (Vec<u32>, Vec<Joined>) {
         let one = self.futures.remove(&(listener.as_ptr() as usize)).map(Handle::slot);
         if one.is_none() && !listener.is_instance_of::<Stream>() {
-            return Vec::new();
+            return (Vec::new(), Vec::new());
         }
         let slots = one.map_or(0..self.pending.len() as u32, |slot| slot..slot + 1);
-        let mut theirs = Vec::new();
+        let (mut theirs, mut left) = (Vec::new(), Vec::new());
         for slot in slots {
-            if let Some(pending) = &mut self.pending[slot as usize]
-                && pending.listener.is(listener)
-            {
-                pending.listener = Listener::Nobody;
-                theirs.push(slot);
+            if let Some(pending) = &mut self.pending[slot as usize] {
+                let parts = pending.leave(listener);
+                if !parts.is_empty() && pending.listeners().next().is_none() {
+                    theirs.push(slot);
+                }
+                left.extend(parts);
             }
         }
-        theirs
+        (theirs, left)
     }
 
     pub(crate) fn note_failure(&mut self, request: Handle, backend: Py<PyString>, error: Py<PyAny>) {
@@ -334,7 +387,8 @@ impl State {
             Finished::GivenUp { waits, age } => (End::Error("cancelled", None), 0, waits, age),
         };
         let Some(pending) = self.let_go(request) else { return (None, None) };
-        let held = (matches!(end, End::Value(_)) && matches!(pending.listener, Listener::Stream(..))).then_some(request);
+        let is_held = matches!(end, End::Value(_)) && matches!(pending.listener, Listener::Stream(..)) && !pending.was_joined();
+        let held = is_held.then_some(request);
         let backend = Some(self.backends[usize::from(backend.0)].name.clone_ref(py));
         (Some(Conclusion { pending, end, held, backend, attempts, waits, age }), None)
     }
@@ -363,15 +417,7 @@ impl State {
 
     /// Takes out all that is pending, whatever the engine thinks of it.
     pub(crate) fn conclude_all(&mut self) -> Vec<Conclusion> {
-        let broken = |pending| Conclusion {
-            pending,
-            end: End::Error("broken", None),
-            held: None,
-            backend: None,
-            attempts: 0,
-            waits: Waits::default(),
-            age: Span::ZERO,
-        };
+        let broken = |pending| Conclusion::without_value(pending, "broken");
         self.pending.iter_mut().filter_map(Option::take).map(broken).collect()
     }
 
@@ -442,9 +488,18 @@ impl State {
         for foreign in handed_in {
             if self.engine.is_accepting() {
                 let Foreign { target, future, terms } = foreign;
-                let handle = self.engine.submit(now, &terms.get().submission(now, false));
-                self.futures.insert(future.as_ptr() as usize, handle);
-                self.keep(handle, Pending::new(target, Listener::Future(future), None));
+                let terms = terms.get();
+                let (submission, address) = (terms.submission(now, false), future.as_ptr() as usize);
+                let handle = if let Some((handle, pending)) = self.join(now, terms, &submission) {
+                    pending.join((target, Listener::Future(future)));
+                    self.engine.room().release(1);
+                    handle
+                } else {
+                    let handle = self.engine.submit(now, &submission);
+                    self.keep_on(terms, handle, Pending::new(target, Listener::Future(future), None));
+                    handle
+                };
+                self.futures.insert(address, handle);
             } else {
                 self.engine.room().release(1);
                 refused.push(foreign);

@@ -1,18 +1,30 @@
 //! The options of a request, checked once and used for many.
 
+use std::sync::Arc;
+
 use pyo3::prelude::*;
 use tidegate_core::engine::{ClassId, Flags, Submission};
 use tidegate_core::time::{Instant, Span};
 
-use crate::convert;
+/// When a request may go.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// Not before this instant.
+    At(Instant),
+    /// Not before so long after it was accepted.
+    After(Span),
+}
 
-/// Checked options of a request: see `Core.terms`.
+/// Checked options of a request: see `Core.terms` and `Core.own`.
 #[pyclass(frozen, module = "tidegate._core")]
 pub(crate) struct Terms {
     pub(crate) class: ClassId,
     pub(crate) priority: u8,
     pub(crate) timeout: Option<Span>,
+    pub(crate) start: Start,
     pub(crate) flow: Option<Box<str>>,
+    /// What it is known by: another one by the same name joins it.
+    pub(crate) unique: Option<Arc<str>>,
     pub(crate) flags: Flags,
 }
 
@@ -23,19 +35,12 @@ impl Terms {
             class: self.class,
             priority: self.priority,
             deadline: self.timeout.map_or(Instant::FAR, |timeout| now + timeout),
-            not_before: now,
+            not_before: match self.start {
+                Start::At(instant) => instant,
+                Start::After(span) => now + span,
+            },
             flow: self.flow.as_deref().unwrap_or_default(),
             flags: Flags { held, ..self.flags },
         }
-    }
-}
-
-#[pymethods]
-impl Terms {
-    /// The same for the requests of a flow: what is particular to each is checked apart, for the rest is the same for many.
-    #[pyo3(signature = (flow, /))]
-    fn own(&self, flow: &Bound<'_, PyAny>) -> PyResult<Terms> {
-        let &Terms { class, priority, timeout, flags, .. } = self;
-        Ok(Terms { class, priority, timeout, flow: convert::flow(flow)?, flags })
     }
 }

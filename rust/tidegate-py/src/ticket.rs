@@ -24,7 +24,7 @@ enum State {
 /// An accepted request. Awaiting it, any number of times and from any task of the loop, gives its `Reply` or raises its error.
 ///
 /// Attributes:
-///     id: Number of the request, unique among those pending.
+///     id: Number of the request, unique among those pending; tickets that joined it by `unique=` have the same.
 ///
 /// Cancellation: cancelling who awaits a ticket does not cancel its request; `cancel` does.
 #[pyclass(frozen, module = "tidegate")]
@@ -96,12 +96,14 @@ impl Ticket {
         self.with(|state| !matches!(state, State::Pending { .. }))
     }
 
-    /// Cancel the request, whatever it is doing: it ends with `RequestCancelledError`. False when it has ended.
-    fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
-        if self.done() {
+    /// Cancel the request, whatever it is doing: it ends with `RequestCancelledError`. False when it has ended. One that others have
+    /// joined by `unique=` goes on for them.
+    fn cancel(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        let ticket = slf.get();
+        if ticket.done() {
             return Ok(false);
         }
-        self.core.get().cancel(py, Handle::from_bits(self.id()))
+        ticket.core.get().cancel_ticket(Handle::from_bits(ticket.id()), slf)
     }
 
     /// Adds a future that is resolved when the request has ended; false when it has.
