@@ -14,7 +14,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::{
     Answer, BackendId, BackendSpec, BackendState, ClassError, Engine, Flags, Handle, LeaseId, Options, Outcome, Recharge, Spends,
 };
-use tidegate_core::limit::Eligible;
+use tidegate_core::limit::{Eligible, Usage};
 use tidegate_core::queue::Order;
 use tidegate_core::queue::ingress::{self, Producer, Room};
 use tidegate_core::retry::Retry;
@@ -29,6 +29,7 @@ use crate::request::Request;
 use crate::shell::shell;
 use crate::state::{Backend, Foreign, News, Next, State, Wake};
 use crate::stream::Stream;
+use crate::scopes::Scopes;
 use crate::terms::{Start, Terms};
 use crate::ticket::Ticket;
 
@@ -230,7 +231,8 @@ impl Core {
     ) -> PyResult<usize> {
         let py = targets.py();
         let now = self.now();
-        let submission = terms.submission(now, held);
+        let scopes = terms.scopes.borrowed();
+        let submission = terms.submission(now, held, &scopes);
         let accepted = self.with(py, |state| {
             if !state.engine.is_accepting() {
                 return None;
@@ -249,7 +251,7 @@ impl Core {
                 }
                 let handle = state.engine.submit(now, &submission);
                 let runner = runner.map(|runner| runner.clone_ref(py));
-                state.keep_on(terms, handle, Pending::new(target.unbind(), listener(nth, handle), runner));
+                state.keep_on(terms, handle, Pending::new(target.unbind(), listener(nth, handle), runner, terms.scopes.clone()));
             }
             Some(granted)
         })?;
@@ -370,21 +372,30 @@ impl Core {
             error::class(py, refused, &names.join(", "))
         })?;
         let flags = Flags { held: false, once: lasting, untimed: lasting };
-        Ok(Terms { class, priority, timeout, start: Start::After(Span::ZERO), flow: None, unique: None, flags })
+        Ok(Terms { class, priority, timeout, start: Start::After(Span::ZERO), flow: None, scopes: Scopes::default(), unique: None, flags })
     }
 
     /// The same for some requests: what is particular to each is checked apart, for the rest is the same for many.
-    #[pyo3(signature = (terms, flow, not_before, unique, /))]
+    #[pyo3(signature = (terms, flow, not_before, unique, scopes, /))]
     fn own(
         &self,
         terms: &Bound<'_, Terms>,
         flow: &Bound<'_, PyAny>,
         not_before: &Bound<'_, PyAny>,
         unique: &Bound<'_, PyAny>,
+        scopes: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Terms> {
+        let said = scopes.map_or_else(|| Ok(Scopes::default()), Scopes::of)?;
         let &Terms { class, priority, timeout, flags, .. } = terms.get();
         let start = convert::start(not_before, |time| self.at_loop_time(time), |unix| self.clock.at_unix(unix))?;
-        Ok(Terms { class, priority, timeout, start, flow: convert::flow(flow)?, unique: convert::unique(unique)?, flags })
+        let unsaid = self.lock()?.engine.unsaid_scope(class, |name| said.has(name)).map(str::to_owned);
+        if let Some(name) = unsaid {
+            let none = terms.py().None();
+            let way_out = format!("a limit counts per {name}; give scopes={{'{name}': ...}}");
+            return Err(error::config("scopes", scopes.unwrap_or(none.bind(terms.py())), &way_out));
+        }
+        let (flow, unique) = (convert::flow(flow)?, convert::unique(unique)?);
+        Ok(Terms { class, priority, timeout, start, flow, scopes: said, unique, flags })
     }
 
     /// Whether a request on these terms would join another one, which takes no place.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use tidegate_core::engine::{
-    Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Outcome, Slice, Staffing, Stage,
+    Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Outcome, Scope, Slice, Staffing, Stage,
     Submission,
 };
 use tidegate_core::queue::ingress::Consumer;
@@ -18,6 +18,7 @@ use crate::convert::seconds;
 use crate::pending::{Conclusion, End, Joined, Listener, Pending};
 use crate::quota;
 use crate::request::{Attempt, Old, Request};
+use crate::scopes::Scopes;
 use crate::stream::Stream;
 use crate::terms::Terms;
 use crate::ticket::Ticket;
@@ -77,7 +78,7 @@ type Finish = (Option<Conclusion>, Option<Py<PyAny>>);
 
 /// A change of state: its kind, the backend, seconds that it lasts, and a step of the kind ladder: the ordinal of the limit, the kinds
 /// before and after, units used.
-pub(crate) type Change = (&'static str, Py<PyString>, Option<f64>, Option<(u16, &'static str, &'static str, u32)>);
+pub(crate) type Change = (&'static str, Py<PyString>, Option<f64>, Option<(u16, &'static str, &'static str, u32)>, Option<(String, String)>);
 
 /// What a pump found to do.
 pub(crate) struct News {
@@ -236,7 +237,7 @@ impl State {
             return None;
         }
         let (target, listener) = pending.leave(ticket.as_any()).pop()?;
-        let pending = Pending::new(target, listener, None);
+        let pending = Pending::new(target, listener, None, Scopes::default());
         Some(Conclusion::without_value(pending, "cancelled"))
     }
 
@@ -489,14 +490,15 @@ impl State {
             if self.engine.is_accepting() {
                 let Foreign { target, future, terms } = foreign;
                 let terms = terms.get();
-                let (submission, address) = (terms.submission(now, false), future.as_ptr() as usize);
+                let scopes = terms.scopes.borrowed();
+                let (submission, address) = (terms.submission(now, false, &scopes), future.as_ptr() as usize);
                 let handle = if let Some((handle, pending)) = self.join(now, terms, &submission) {
                     pending.join((target, Listener::Future(future)));
                     self.engine.room().release(1);
                     handle
                 } else {
                     let handle = self.engine.submit(now, &submission);
-                    self.keep_on(terms, handle, Pending::new(target, Listener::Future(future), None));
+                    self.keep_on(terms, handle, Pending::new(target, Listener::Future(future), None, terms.scopes.clone()));
                     handle
                 };
                 self.futures.insert(address, handle);
