@@ -26,10 +26,10 @@ use crate::error;
 use crate::pending::{Conclusion, Listener, Pending};
 use crate::quota::{self, QuotaOptions};
 use crate::request::Request;
+use crate::scopes::Scopes;
 use crate::shell::shell;
 use crate::state::{Backend, Foreign, News, Next, State, Wake};
 use crate::stream::Stream;
-use crate::scopes::Scopes;
 use crate::terms::{Start, Terms};
 use crate::ticket::Ticket;
 
@@ -372,7 +372,16 @@ impl Core {
             error::class(py, refused, &names.join(", "))
         })?;
         let flags = Flags { held: false, once: lasting, untimed: lasting };
-        Ok(Terms { class, priority, timeout, start: Start::After(Span::ZERO), flow: None, scopes: Scopes::default(), unique: None, flags })
+        Ok(Terms {
+            class,
+            priority,
+            timeout,
+            start: Start::After(Span::ZERO),
+            flow: None,
+            scopes: Scopes::default(),
+            unique: None,
+            flags,
+        })
     }
 
     /// The same for some requests: what is particular to each is checked apart, for the rest is the same for many.

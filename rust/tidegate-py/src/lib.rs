@@ -9,6 +9,7 @@ mod quota;
 mod reply;
 mod request;
 mod scopes;
+mod server;
 mod shell;
 mod state;
 mod stream;
@@ -30,6 +31,8 @@ mod _core {
     use crate::reply::Reply;
     #[pymodule_export]
     use crate::request::Request;
+    #[pymodule_export]
+    use crate::server::ReferenceServer;
     #[pymodule_export]
     use crate::stream::Stream;
     #[pymodule_export]

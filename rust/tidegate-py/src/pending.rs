@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyList, PyString};
 use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::{Handle, Waits};
 use tidegate_core::time::{Instant, Span};
@@ -160,6 +160,15 @@ pub(crate) enum End {
     Error(&'static str, Option<Py<PyAny>>),
 }
 
+impl End {
+    fn clone_ref(&self, py: Python<'_>) -> End {
+        match self {
+            End::Value(value) => End::Value(value.clone_ref(py)),
+            End::Error(ending, error) => End::Error(ending, error.as_ref().map(|error| error.clone_ref(py))),
+        }
+    }
+}
+
 /// A request that has ended, on its way from the lock to its listener.
 pub(crate) struct Conclusion {
     pub(crate) pending: Pending,
@@ -181,27 +190,28 @@ impl Conclusion {
 
     /// Tells all who listen; the times and attempts are those of the request, whoever joined it when. Runs Python code.
     pub(crate) fn tell(self, py: Python<'_>, ended_at: Instant) -> PyResult<()> {
-        let Conclusion { pending, end, held, backend, attempts, waits, age } = self;
-        let Pending { target, listener, failures, named, .. } = pending;
-        let failures = failures.map_or_else(Vec::new, |failures| *failures);
-        let failures = failures.into_pyobject(py)?;
-        let joined = named.map_or_else(Vec::new, |named| named.joined);
-        // One that cannot be told does not keep the others from being told.
-        let mut all = Ok(());
-        for (target, listener) in std::iter::once((target, listener)).chain(joined) {
-            let backend = backend.as_ref().map(|name| name.clone_ref(py));
-            let result = match &end {
-                End::Value(value) => Ok(value.clone_ref(py)),
+        let Conclusion { mut pending, end, held, backend, attempts, waits, age } = self;
+        let joined = pending.named.take().map_or_else(Vec::new, |named| named.joined);
+        let failures = match (&end, pending.failures) {
+            (End::Error(..), Some(failures)) => *failures,
+            _ => Vec::new(),
+        };
+        let told = |(target, listener): Joined, end, failures: Vec<Failure>, backend: Option<Py<PyString>>| {
+            let result = match end {
+                End::Value(value) => Ok(value),
                 End::Error(ending, error) => {
-                    let error = error.as_ref().map(|error| error.clone_ref(py));
-                    Err(shell(py)?
-                        .call_method1("error_of", (*ending, &target, &failures, error, &backend, seconds(age)))?
-                        .unbind())
+                    let failures = PyList::new(py, failures)?;
+                    Err(shell(py)?.call_method1("error_of", (ending, &target, failures, error, &backend, seconds(age)))?.unbind())
                 }
             };
-            let settled = Settled { target, result, backend, attempts, waits, age, ended_at };
-            all = all.and(listener.tell(py, settled, held));
+            listener.tell(py, Settled { target, result, backend, attempts, waits, age, ended_at }, held)
+        };
+        // One that cannot be told does not keep the others from being told.
+        let mut all = Ok(());
+        for part in joined {
+            let failed = failures.iter().map(|(name, error)| (name.clone_ref(py), error.clone_ref(py))).collect();
+            all = all.and(told(part, end.clone_ref(py), failed, backend.as_ref().map(|name| name.clone_ref(py))));
         }
-        all
+        all.and(told((pending.target, pending.listener), end, failures, backend))
     }
 }

@@ -17,7 +17,8 @@ impl Scopes {
     /// # Errors
     /// `ConfigError` when it is none.
     pub(crate) fn of(value: &Bound<'_, PyAny>) -> PyResult<Scopes> {
-        let refuse = || error::config("scopes", value, "give a mapping of texts that are not empty, such as {'host': 'example.org'}");
+        let refuse =
+            || error::config("scopes", value, "give a mapping of texts that are not empty, such as {'host': 'example.org'}");
         let mapping = value.cast::<PyMapping>().map_err(|_| refuse())?;
         let mut pairs = Vec::new();
         for item in mapping.items()? {

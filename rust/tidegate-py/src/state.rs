@@ -78,7 +78,8 @@ type Finish = (Option<Conclusion>, Option<Py<PyAny>>);
 
 /// A change of state: its kind, the backend, seconds that it lasts, and a step of the kind ladder: the ordinal of the limit, the kinds
 /// before and after, units used.
-pub(crate) type Change = (&'static str, Py<PyString>, Option<f64>, Option<(u16, &'static str, &'static str, u32)>, Option<(String, String)>);
+pub(crate) type Change =
+    (&'static str, Py<PyString>, Option<f64>, Option<(u16, &'static str, &'static str, u32)>, Option<(String, String)>);
 
 /// What a pump found to do.
 pub(crate) struct News {

@@ -3,8 +3,8 @@
 use super::account::Account;
 use super::backend::{Backend, Blocked, Cause};
 use super::eligibility::Presence;
-use super::{BackendId, Engine};
 use super::scope::Scopes;
+use super::{BackendId, Engine};
 use crate::limit::{GateState, Limit, Usage};
 use crate::time::Instant;
 
@@ -93,7 +93,8 @@ impl<'a> BackendStatus<'a> {
     pub fn scoped(&self) -> impl Iterator<Item = ScopedUsage<'a>> + use<'a> {
         let &BackendStatus { first, scopes, now, accounts, .. } = self;
         accounts.iter().enumerate().flat_map(move |(account, place)| {
-            let declared = place.scoped.iter().flat_map(|(name, limits)| limits.iter().enumerate().map(move |limit| (*name, limit)));
+            let declared =
+                place.scoped.iter().flat_map(|(name, limits)| limits.iter().enumerate().map(move |limit| (*name, limit)));
             declared.map(move |(name, (nth, limit))| {
                 let theirs = || scopes.of(first + account as u32, name);
                 let usages = theirs().filter_map(|allotment| allotment.quota.usage(now).nth(nth));
