@@ -310,9 +310,9 @@ impl<K: Hash + Eq> Limiter<K> {
         let Some(borrowed) = kept.borrowed.filter(|_| kept.common.is_quiet()) else { return };
         let settled = kept.common.quota.only_bucket().and_then(|bucket| bucket.settled(now));
         let Some(tat) = settled.map(|tat| tat.max(now)) else { return };
-        // The word must grow. It cannot yet where a faster pace has brought the TAT forward: then time will pass it.
-        if tat >= borrowed {
-            self.shared.give_back(tat.max(borrowed + Span::from_nanos(1)));
+        // The word must grow. Where nothing was charged, or a faster pace has brought the TAT forward, it does so when time passes.
+        if tat > borrowed {
+            self.shared.give_back(tat);
             kept.borrowed = None;
         }
     }

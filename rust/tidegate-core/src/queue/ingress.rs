@@ -96,7 +96,7 @@ impl<T> Producer<T> {
             // ORDERING: AcqRel pairs with the owner's swap in `drain`: whoever sees `armed` lowered also sees that it was
             // lowered before that drain began, so the drain cannot have missed this item without a new wake-up.
             Ok(()) => Ok(!self.armed.swap(true, Ordering::AcqRel)),
-            Err(mpsc::SendError(item)) => Err(item),
+            Err(refused) => Err(refused.0),
         }
     }
 }
