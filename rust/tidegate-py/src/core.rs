@@ -44,7 +44,7 @@ pub(crate) struct Core {
 
 /// A `tidegate.Limit`.
 #[derive(FromPyObject)]
-struct LimitOptions {
+pub(crate) struct LimitOptions {
     kind: String,
     amount: u32,
     period: f64,
@@ -70,7 +70,7 @@ struct BackendOptions {
 }
 
 impl LimitOptions {
-    fn declared(&self, py: Python<'_>) -> PyResult<Limit> {
+    pub(crate) fn declared(&self, py: Python<'_>) -> PyResult<Limit> {
         let period = convert::span(self.period).unwrap_or(Span::ZERO);
         let limit = match self.kind.as_str() {
             "bucket" => Limit::bucket(self.amount, period, self.burst.unwrap_or(self.amount)),
@@ -94,14 +94,14 @@ struct RetryOptions {
 
 /// A `tidegate.Order`.
 #[derive(FromPyObject)]
-enum OrderOptions {
+pub(crate) enum OrderOptions {
     Name(String),
     Aging { step: f64 },
     Fair { weights: HashMap<String, f64> },
 }
 
 impl OrderOptions {
-    fn declared(self) -> Order {
+    pub(crate) fn declared(self) -> Order {
         match self {
             OrderOptions::Name(name) if name == "edf" => Order::Deadline,
             OrderOptions::Name(_) => Order::Strict,

@@ -4,9 +4,11 @@ mod clock;
 mod convert;
 mod core;
 mod error;
+mod limiter;
 mod pending;
 mod reply;
 mod request;
+mod request_queue;
 mod shell;
 mod state;
 mod stream;
@@ -25,9 +27,13 @@ mod _core {
     #[pymodule_export]
     use crate::core::Core;
     #[pymodule_export]
+    use crate::limiter::Limiter;
+    #[pymodule_export]
     use crate::reply::Reply;
     #[pymodule_export]
     use crate::request::Request;
+    #[pymodule_export]
+    use crate::request_queue::RequestQueue;
     #[pymodule_export]
     use crate::stream::Stream;
     #[pymodule_export]

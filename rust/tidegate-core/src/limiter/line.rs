@@ -32,11 +32,6 @@ impl Line {
         if cost <= largest { Ok(()) } else { Err(LimiterError::CostExceedsBurst { cost, largest }) }
     }
 
-    /// Whether nobody waits.
-    pub(super) fn is_free(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
     /// Whether nobody waits and nothing is in flight.
     pub(super) fn is_quiet(&self) -> bool {
         self.waiting.is_empty() && self.in_flight == 0
@@ -47,8 +42,14 @@ impl Line {
         self.is_quiet() && self.quota.usage(now).all(|usage| usage.used == 0)
     }
 
+    /// Charges a cost if it conforms and nobody waits.
+    pub(super) fn enter(&mut self, now: Instant, cost: u32) -> Result<bool, LimiterError> {
+        self.check(cost)?;
+        Ok(self.waiting.is_empty() && self.admit(now, cost))
+    }
+
     /// Charges a cost if it conforms.
-    pub(super) fn admit(&mut self, now: Instant, cost: u32) -> bool {
+    fn admit(&mut self, now: Instant, cost: u32) -> bool {
         let conforms = self.quota.next_eligible(now, cost).eligible == Eligible::Now;
         if conforms {
             self.quota.send(now, cost);

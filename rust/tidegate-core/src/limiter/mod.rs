@@ -135,8 +135,7 @@ impl<K: Hash + Eq> Limiter<K> {
             }
         }
         self.with(now, key, |line| {
-            line.check(cost)?;
-            let admitted = line.is_free() && line.admit(now, cost);
+            let admitted = line.enter(now, cost)?;
             if admitted {
                 line.anchor(now, cost);
             }
@@ -144,16 +143,22 @@ impl<K: Hash + Eq> Limiter<K> {
         })
     }
 
-    /// Charges `cost` units, at least 1, if they conform at `now` and nobody waits for them; true when it did, and their clocks wait to be
-    /// started by [`anchor`](Limiter::anchor). Otherwise `waiter` stands in line from now on: a number that nobody else has, and larger
+    /// As [`try_acquire`](Limiter::try_acquire), but the clocks wait to be started by [`anchor`](Limiter::anchor).
+    ///
+    /// # Errors
+    /// When the cost can never be admitted.
+    pub fn try_hold(&self, now: Instant, cost: u32, key: Option<K>) -> Result<bool, LimiterError> {
+        self.with(now, key, |line| line.enter(now, cost))
+    }
+
+    /// As [`try_hold`](Limiter::try_hold); but when it does not, `waiter` stands in line from now on: a number that nobody else has, and larger
     /// than those that were given before.
     ///
     /// # Errors
     /// When the cost can never be admitted.
     pub fn join(&self, now: Instant, waiter: u64, cost: u32, key: Option<K>) -> Result<(bool, Turn), LimiterError> {
         self.with(now, key, |line| {
-            line.check(cost)?;
-            if line.is_free() && line.admit(now, cost) {
+            if line.enter(now, cost)? {
                 return Ok((true, Turn::default()));
             }
             line.stand(waiter, cost);
