@@ -26,7 +26,7 @@ class ManualClock:
     def time_ns(self) -> int: ...
     def _move_to(self, nanos: int) -> None: ...
 
-_Told: TypeAlias = tuple[list[int], list[int], tuple[int, float] | None]
+_Told: TypeAlias = tuple[list[int], list[int], tuple[int, float] | None] | None
 
 @disjoint_base
 class Limiter:

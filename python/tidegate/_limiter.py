@@ -13,7 +13,7 @@ from tidegate._errors import CostExceedsBurstError, DeadlineExceededError
 from tidegate._line import Blocked, Parked, Verdict
 from tidegate._quota import Limit, seconds_of
 
-Told = tuple[list[int], list[int], tuple[int, float] | None]
+Told = tuple[list[int], list[int], tuple[int, float] | None] | None
 
 
 class Limiter(_core.Limiter):
@@ -115,7 +115,8 @@ class Limiter(_core.Limiter):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Start the clocks of the permit, however the body ended."""
-        self._tell(self._anchor(1, None))
+        if (told := self._anchor(1, None)) is not None:
+            self._tell(told)
 
     def __enter__(self) -> None:
         """Block the calling thread until it has a permit of one unit."""
@@ -192,7 +193,10 @@ class Limiter(_core.Limiter):
         """Pass on what became of a line. Who cannot be reached any more has left it."""
         pending = [told]
         while pending:
-            admitted, refused, following = pending.pop()
+            told = pending.pop()
+            if told is None:
+                continue
+            admitted, refused, following = told
             news: list[tuple[int, Verdict | float]] = [(number, Verdict.ADMITTED) for number in admitted]
             news += [(number, Verdict.REFUSED) for number in refused]
             if following is not None:

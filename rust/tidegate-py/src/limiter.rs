@@ -16,11 +16,12 @@ pub(crate) struct Limiter {
     clock: Clock,
 }
 
-/// Whom an operation admitted, whom it refused, and who is to ask again after how many seconds.
-type Told = (Vec<u64>, Vec<u64>, Option<(u64, f64)>);
+/// Whom an operation admitted, whom it refused, and who is to ask again after how many seconds; None when nobody is concerned.
+type Told = Option<(Vec<u64>, Vec<u64>, Option<(u64, f64)>)>;
 
 fn told(turn: Turn) -> Told {
-    (turn.admitted, turn.refused, turn.next.map(|(waiter, wait)| (waiter, seconds(wait))))
+    let told = |turn: Turn| (turn.admitted, turn.refused, turn.next.map(|(waiter, wait)| (waiter, seconds(wait))));
+    (turn != Turn::default()).then(|| told(turn))
 }
 
 fn declared(py: Python<'_>, limits: Vec<LimitOptions>) -> PyResult<Vec<Limit>> {
