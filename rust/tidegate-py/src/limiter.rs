@@ -65,8 +65,12 @@ impl Limiter {
     ///     (True, False, True)
     #[pyo3(signature = (cost=None, key=None), text_signature = "($self, cost=1, key=None)")]
     fn try_acquire(&self, py: Python<'_>, cost: Option<&Bound<'_, PyAny>>, key: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
-        let (cost, key) = (units(cost)?, convert::key(key)?);
-        self.inner.try_acquire(self.clock.now(), cost, key).map_err(|refused| error::limiter(py, refused))
+        let cost = units(cost)?;
+        let admitted = match key {
+            None => self.inner.try_acquire(self.clock.now(), cost, None),
+            Some(_) => self.inner.try_acquire(self.clock.now(), cost, convert::key(key)?),
+        };
+        admitted.map_err(|refused| error::limiter(py, refused))
     }
 
     /// Seconds until `acquire` would return, for one who called it now; 0 when it would return at once.

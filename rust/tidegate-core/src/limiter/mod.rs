@@ -134,6 +134,12 @@ impl<K: Hash + Eq> Limiter<K> {
                 None => {}
             }
         }
+        self.try_acquire_locked(now, cost, key)
+    }
+
+    /// Apart, so that nothing is laid out for it where one word decides.
+    #[inline(never)]
+    fn try_acquire_locked(&self, now: Instant, cost: u32, key: Option<K>) -> Result<bool, LimiterError> {
         self.with(now, key, |line| {
             let admitted = line.enter(now, cost)?;
             if admitted {
