@@ -46,14 +46,14 @@ class Parked:
 
     def hear(self, what: Verdict | float) -> bool:
         """Have it know; false when its loop was closed, so that it never will."""
+        if self._loop.is_closed():
+            return False
+        if get_ident() == self._thread:
+            self._hear(what)
+            return True
         try:
-            if get_ident() == self._thread:
-                self._hear(what)
-            else:
-                self._loop.call_soon_threadsafe(self._hear, what)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
+            self._loop.call_soon_threadsafe(self._hear, what)
+        except RuntimeError:  # it was closed meanwhile
             return False
         return True
 

@@ -158,7 +158,7 @@ impl<K: Hash + Eq> Limiter<K> {
     }
 
     /// As [`try_hold`](Limiter::try_hold); but when it does not, `waiter` stands in line from now on: a number that nobody else has, and larger
-    /// than those that were given before.
+    /// than those that were given before. The head is told anew when to ask, in case that it is there no more.
     ///
     /// # Errors
     /// When the cost can never be admitted.
@@ -168,7 +168,7 @@ impl<K: Hash + Eq> Limiter<K> {
                 return Ok((true, Turn::default()));
             }
             line.stand(waiter, cost);
-            Ok((false, line.turn(now)))
+            Ok((false, line.asked(now)))
         })
     }
 
