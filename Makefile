@@ -53,9 +53,10 @@ conformance: ## Try every kind of limit against every kind of server, in virtual
 instructions: build ## Count instructions a request, with valgrind
 	PYTHON=$(BIN)/python bench/instructions.sh
 
-prove: build ## The long search: many random cases, and the tests marked slow
+prove: build ## The long search: many random cases, every interleaving of threads, and the tests marked slow
 	CARGO_PROFILE_TEST_OPT_LEVEL=2 PROPTEST_CASES=$(PROVE_CASES) \
 		cargo test --package tidegate-core --locked --target-dir target/prove
+	RUSTFLAGS="--cfg loom" cargo test --release --package tidegate-core --locked --target-dir target/loom --test loom
 	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile=prove
 
 clean: ## Remove .venv and everything that was built

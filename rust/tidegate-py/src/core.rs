@@ -65,14 +65,14 @@ struct RetryOptions {
 
 /// A `tidegate.Order`.
 #[derive(FromPyObject)]
-enum OrderOptions {
+pub(crate) enum OrderOptions {
     Name(String),
     Aging { step: f64 },
     Fair { weights: HashMap<String, f64> },
 }
 
 impl OrderOptions {
-    fn declared(self) -> Order {
+    pub(crate) fn declared(self) -> Order {
         match self {
             OrderOptions::Name(name) if name == "edf" => Order::Deadline,
             OrderOptions::Name(_) => Order::Strict,

@@ -49,7 +49,7 @@ impl QuotaOptions {
 }
 
 impl LimitOptions {
-    fn declared(&self, py: Python<'_>, clock: &Clock) -> PyResult<Limit> {
+    pub(crate) fn declared(&self, py: Python<'_>, clock: &Clock) -> PyResult<Limit> {
         let &LimitOptions { amount, period, burst, .. } = self;
         let span = convert::span(period).unwrap_or(Span::ZERO);
         let limit = match self.kind.as_str() {

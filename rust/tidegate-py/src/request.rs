@@ -74,8 +74,7 @@ impl Request {
         target: &Py<PyAny>,
         backend: &Py<PyString>,
         runner: &Py<PyAny>,
-        account: Option<&Py<PyAny>>,
-        scopes: &Scopes,
+        (account, scopes): (Option<&Py<PyAny>>, &Scopes),
     ) -> Option<Old> {
         let object = last.as_ptr();
         // SAFETY: a live object, and we are attached.

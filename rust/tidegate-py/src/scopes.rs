@@ -7,9 +7,12 @@ use pyo3::types::{PyDict, PyMapping};
 
 use crate::error;
 
+/// A name and a value.
+type Pair = (Box<str>, Box<str>);
+
 /// Names and values; shared by all who hold them.
 #[derive(Clone, Default)]
-pub(crate) struct Scopes(Option<Arc<[(Box<str>, Box<str>)]>>);
+pub(crate) struct Scopes(Option<Arc<[Pair]>>);
 
 impl Scopes {
     /// A mapping of texts, from a user.
@@ -31,7 +34,7 @@ impl Scopes {
         Ok(Scopes((!pairs.is_empty()).then(|| pairs.into())))
     }
 
-    fn pairs(&self) -> &[(Box<str>, Box<str>)] {
+    fn pairs(&self) -> &[Pair] {
         self.0.as_deref().unwrap_or_default()
     }
 

@@ -333,7 +333,7 @@ impl State {
         let (target, name, account) = (&pending.target, &backend.name, backend.accounts.get(leased.account as usize));
         let runner = pending.runner.as_ref().unwrap_or(&backend.runner);
         if let Some(last) = &place.request
-            && let Some(old) = Request::renew(py, last, &leased, target, name, runner, account, &pending.scopes)
+            && let Some(old) = Request::renew(py, last, &leased, target, name, runner, (account, &pending.scopes))
         {
             return Next::Again(last.clone_ref(py), old);
         }

@@ -15,6 +15,7 @@ mod paced;
 mod phase_window;
 mod quota;
 mod schedule;
+mod shared_gcra;
 mod state;
 mod unknown;
 
@@ -25,6 +26,7 @@ pub use gate::GateState;
 pub use paced::Paced;
 pub use phase_window::PhaseWindow;
 pub use quota::{Quota, Step, Usage, Verdict};
+pub use shared_gcra::SharedGcra;
 pub use unknown::Unknown;
 
 use crate::time::Instant;

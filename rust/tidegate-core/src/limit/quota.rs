@@ -2,7 +2,7 @@
 
 use super::gate::Gate;
 use super::state::State;
-use super::{Anchor, Eligible, GateState, Kind, Limit, Margin, Policy};
+use super::{AckGcra, Anchor, Eligible, GateState, Kind, Limit, Margin, Policy};
 use crate::time::{Instant, Span};
 
 /// How long a rejection closes a quota that has no limits, when the server does not say.
@@ -124,6 +124,19 @@ impl Quota {
             });
         }
         quota
+    }
+
+    /// The bucket of a quota that is one bucket and nothing else.
+    pub(crate) fn only_bucket(&mut self) -> Option<&mut AckGcra> {
+        match &mut *self.states {
+            [State::Bucket(bucket)] => Some(bucket),
+            _ => None,
+        }
+    }
+
+    /// Keeps this much back from now on, in limits that are made new by [`with_limits`](Quota::with_limits).
+    pub(crate) fn set_margin(&mut self, margin: Margin) {
+        self.margin = margin;
     }
 
     /// When a message of `cost` units may be sent, asked at `now`; changes nothing.
