@@ -1,18 +1,30 @@
 """Limits that each value of a scope has to itself: `per="host"` and any other name that requests carry."""
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
-from tidegate import Backend, BackendQuota, ConfigError, CostExceedsBurstError, Limit, RateLimitScheduler, Request, RequestFailedError
+from tidegate import (
+    Backend,
+    BackendQuota,
+    ConfigError,
+    CostExceedsBurstError,
+    Limit,
+    RateLimitScheduler,
+    Request,
+    RequestFailedError,
+)
 from tidegate.testing import ManualClock
 
 Run = Callable[..., object]
 
 
-def scheduler_of(handler: Callable[[Request], object], *limits: str | Limit, **options: object) -> tuple[RateLimitScheduler, ManualClock]:
+def scheduler_of(
+    handler: Callable[[Request], object], *limits: str | Limit, **options: object
+) -> tuple[RateLimitScheduler, ManualClock]:
     clock = ManualClock()
     backend = Backend("web", handler, BackendQuota(*limits, concurrency=None), **options)  # type: ignore[arg-type]
     return RateLimitScheduler([backend], clock=clock, seed=1), clock
@@ -42,7 +54,7 @@ async def test_each_host_has_the_limit_to_itself() -> None:
     assert Counter(host for _, host in served) == {"a.example": 4, "b.example": 3}
     for host in ("a.example", "b.example"):
         times = [time for time, theirs in served if theirs == host]
-        assert all(later - earlier >= 10 for earlier, later in zip(times, times[1:], strict=False))
+        assert all(later - earlier >= 10 for earlier, later in itertools.pairwise(times))
         assert times[-1] < 10.1 * (len(times) - 1)
 
 
