@@ -706,6 +706,39 @@ fn a_guess_climbs_by_one_rung_a_rejection() {
     assert_eq!(take_all(&mut engine, now + Span::from_millis(500)).len(), 1, "they go one by one");
 }
 
+/// What has taken a step goes on evenly behind the instant at which the server lets it, however long that takes, and further behind it
+/// each time that it is rejected again.
+#[test]
+fn a_limit_that_stepped_reopens_without_a_burst() {
+    let (mut engine, _, class) = single(retry(99, Span::ZERO), &spec(&[guess(60, 60)], None));
+    let told = |seconds| Answer { retry_after: Some(Span::from_secs(seconds)), ..REJECTED };
+    for _ in 0..100 {
+        submit(&mut engine, at(0), &plain(class));
+    }
+    let leased = take_all(&mut engine, at(0));
+    for leased in &leased[1..] {
+        engine.finish(at(MS), leased.lease, Outcome::Limited, told(30), false);
+    }
+    engine.finish(at(2 * MS), leased[0].lease, Outcome::Ok, ACCEPTED, false);
+    let mut now = at(2 * MS);
+    let mut behind = Vec::new();
+    for _ in 0..4 {
+        let (probe, leased) = wait(&mut engine, now);
+        behind.push((probe.since(now).as_nanos() + SECOND / 2) / SECOND - 30);
+        engine.finish(probe, leased.lease, Outcome::Limited, told(30), false);
+        now = probe;
+    }
+    assert_eq!(behind[1..], [1, 3, 7], "units of a second");
+    let (mut now, probe) = wait(&mut engine, now);
+    engine.finish(now, probe.lease, Outcome::Ok, ACCEPTED, false);
+    for _ in 0..10 {
+        let (next, leased) = wait(&mut engine, now);
+        assert!(next.since(now) >= Span::from_secs(1), "one by one");
+        engine.finish(next, leased.lease, Outcome::Ok, ACCEPTED, false);
+        now = next;
+    }
+}
+
 /// A limit whose kind was named stays what it is, however often the server rejects.
 #[test]
 fn a_named_kind_never_climbs() {

@@ -11,7 +11,7 @@ use common::servers::Server;
 use common::{MS, SECOND, at};
 use proptest::prelude::*;
 use proptest::sample::Index;
-use tidegate_core::limit::{Eligible, GateState, Kind, Limit, Margin, Quota, Verdict};
+use tidegate_core::limit::{Eligible, GateState, Jitter, Kind, Limit, Margin, Quota, Verdict};
 use tidegate_core::time::{Instant, Span};
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -91,12 +91,12 @@ fn run(
             }
             Event::Headers(index) => {
                 let (message, sent) = out[index];
-                quota.ack(at(now), message.cost);
+                quota.ack_sent(at(now), at(sent), message.cost);
                 assert!(!quota.accepted(at(sent)), "the gate was never closed");
             }
             Event::Timeout(index) => {
                 let (message, sent) = out[index];
-                quota.ack(at(now.max(sent + longest_way)), message.cost);
+                quota.ack_sent(at(now.max(sent + longest_way)), at(sent), message.cost);
                 quota.unanswered(at(sent));
             }
             Event::Refund(index) => quota.refund(at(out[index].1), out[index].0.cost),
@@ -200,6 +200,35 @@ proptest! {
         let most = quota.headroom(Instant::ORIGIN);
         let messages = shares.iter().map(|shares| scaled(shares, most, longest)).collect::<Vec<_>>();
         let outcome = run(&mut quota, &mut servers, |now| now, messages, longest, u64::MAX);
+        prop_assert_eq!(outcome.rejected, 0);
+        prop_assert_eq!(outcome.sent, shares.len());
+    }
+
+    /// The same when units count as acknowledged as soon as the ways to the server, which differ by no more than `jitter`, allow it.
+    #[test]
+    fn never_over_the_quota_on_credit(
+        limits in prop::collection::vec(limit(), 1..4),
+        credited in prop::collection::vec(any::<bool>(), 3),
+        which in prop::collection::vec(any::<u8>(), 3),
+        phase in any::<u64>(),
+        (way, spread) in (0.0..2.0, prop_oneof![Just(0.0), 0.0..0.1, 0.0..2.0]),
+        shares in prop::collection::vec(message(), 1..150),
+        margin in prop_oneof![Just(Margin::NONE), Just(Margin::default())],
+    ) {
+        let period = limits[0].period().as_nanos() as f64;
+        let (way, spread) = ((way * period) as u64, (spread * period) as u64);
+        let jitter = |(limit, credited): (&Limit, &bool)| {
+            limit.jittered(if *credited { Jitter::Known(Span::from_nanos(spread)) } else { Jitter::None })
+        };
+        let jittered: Vec<Limit> = limits.iter().zip(&credited).map(jitter).collect();
+        let mut quota = Quota::new(&jittered, margin);
+        let mut servers: Vec<Server> = limits.iter().zip(which).map(|(limit, which)| Server::of(limit, which, phase)).collect();
+        let most = quota.headroom(Instant::ORIGIN);
+        let messages = shares.iter().map(|shares| {
+            let message = scaled(shares, most, spread);
+            Message { there: way + message.there, back: message.back * 2, ..message }
+        });
+        let outcome = run(&mut quota, &mut servers, |now| now, messages.collect::<Vec<_>>(), way + spread, u64::MAX);
         prop_assert_eq!(outcome.rejected, 0);
         prop_assert_eq!(outcome.sent, shares.len());
     }

@@ -422,9 +422,9 @@ impl Engine {
         let charged = &mut self.accounts[account as usize];
         if unacked > 0 {
             charged.longest_latency = charged.longest_latency.max(now.since(sent_at));
-            charged.quota.ack(now, unacked);
+            charged.quota.ack_sent(now, sent_at, unacked);
             for &scope in &scopes {
-                self.scopes.get_mut(scope).quota.ack(now, unacked);
+                self.scopes.get_mut(scope).quota.ack_sent(now, sent_at, unacked);
             }
         }
         if !was_rejected && rejection {
@@ -498,11 +498,11 @@ impl Engine {
         let (account, sent_at) = (lease.account, lease.sent_at);
         let charged = &mut self.accounts[account as usize];
         let counted_by = now + charged.longest_latency;
-        charged.quota.ack(counted_by, unacked);
+        charged.quota.ack_sent(counted_by, sent_at, unacked);
         charged.quota.unanswered(sent_at);
         for &scope in &lease.scopes {
             let quota = &mut self.scopes.get_mut(scope).quota;
-            quota.ack(counted_by, unacked);
+            quota.ack_sent(counted_by, sent_at, unacked);
             quota.unanswered(sent_at);
         }
         self.completed(now, counted_by, index);

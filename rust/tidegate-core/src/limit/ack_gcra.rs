@@ -26,6 +26,8 @@ pub struct AckGcra {
     floor: Span,
     /// When the units that have arrived are due if spaced evenly. In the past when the bucket is idle.
     tat: Instant,
+    /// Up to how far behind an entry of `arrivals` a unit joins it: as long as the units before it take, or not at all.
+    reach: Span,
     /// Units sent that have not arrived, those of `arrivals` included.
     pending: u32,
     /// Acknowledged units by the instant of their arrival, all after `tat` when they were added. Those that have come
@@ -38,8 +40,10 @@ pub struct AckGcra {
 impl AckGcra {
     /// A full bucket. `amount`, `period` and `burst` are those of the server; at least 1.
     pub fn new(amount: u32, period: Span, burst: u32, margin: Margin) -> AckGcra {
+        let interval = margin.interval(amount, period);
         AckGcra {
-            interval: margin.interval(amount, period),
+            interval,
+            reach: interval,
             burst,
             floor: margin.floor(),
             tat: Instant::ORIGIN,
@@ -57,13 +61,40 @@ impl AckGcra {
         self
     }
 
+    /// One unit is left at `at`, and no more, whatever has arrived by then.
+    pub(super) fn drain_to_one(&mut self, at: Instant) {
+        while let Some((_, units)) = self.arrivals.pop(at) {
+            self.pending = self.pending.saturating_sub(units);
+        }
+        self.tat = at + self.interval.times(u64::from(self.burst - 1));
+    }
+
     /// With the same units used at `now`, of another rate and burst.
     #[must_use]
     pub(super) fn refitted(&self, now: Instant, interval: Span, burst: u32) -> AckGcra {
         let due = u128::from(self.tat.since(now).as_nanos());
         let due = (due * u128::from(interval.as_nanos())).div_ceil(u128::from(self.interval.as_nanos()));
         let tat = now + Span::from_nanos(u64::try_from(due).unwrap_or(u64::MAX));
-        AckGcra { interval, burst, tat, ..self.clone() }
+        let reach = if self.reach == Span::ZERO { Span::ZERO } else { interval };
+        AckGcra { interval, reach, burst, tat, ..self.clone() }
+    }
+
+    /// The same, with every arrival remembered to the nanosecond: it may be taken back.
+    #[must_use]
+    pub(super) fn exact(self) -> AckGcra {
+        AckGcra { reach: Span::ZERO, ..self }
+    }
+
+    /// Units that were acknowledged for `due`, when that had not come, are in flight again. Returns whether there were as many. There are
+    /// none when that was too soon to matter.
+    pub(super) fn take_back(&mut self, due: Instant, cost: u32) -> bool {
+        self.arrivals.take(due + self.floor, cost)
+    }
+
+    /// How many thousandths of the rate round trips cost.
+    pub(super) fn lost_milli(&self, round_trip: Span) -> u64 {
+        let (burst, once) = (self.interval.times(u64::from(self.burst)), round_trip + self.floor + self.interval);
+        1000 - (burst.times(1000).as_nanos() / once.as_nanos()).min(1000)
     }
 
     /// Emission interval of one unit; at least 1 ns.
@@ -149,7 +180,7 @@ impl Policy for AckGcra {
             self.pending = self.pending.saturating_sub(cost);
         } else if cost > 0 {
             // Likewise for units that arrive while those of the entry before them are being worked off.
-            self.arrivals.add(arrival, cost, self.interval);
+            self.arrivals.add(arrival, cost, self.reach);
         }
     }
 

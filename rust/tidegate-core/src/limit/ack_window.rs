@@ -38,9 +38,24 @@ impl AckWindow {
         AckWindow { units: self.units.refitted(amount), hold: self.hold, step: step(amount, period) }
     }
 
+    /// Units that were acknowledged for `due`, when that had not come, are in flight again. Returns whether there were as many.
+    pub(super) fn take_back(&mut self, due: Instant, cost: u32) -> bool {
+        let release = self.rounded(due + self.hold);
+        self.units.take_back(release, cost)
+    }
+
+    /// How many thousandths of the rate round trips cost.
+    pub(super) fn lost_milli(&self, round_trip: Span) -> u64 {
+        round_trip.times(1000).as_nanos() / (self.hold + round_trip).as_nanos()
+    }
+
     #[inline]
     fn release(&self, at: Instant) -> Instant {
-        let exact = self.units.not_before_latest(at) + self.hold;
+        self.rounded(self.units.not_before_latest(at) + self.hold)
+    }
+
+    #[inline]
+    fn rounded(&self, exact: Instant) -> Instant {
         if self.step == 1 {
             return exact;
         }

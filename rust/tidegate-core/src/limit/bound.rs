@@ -1,7 +1,10 @@
-//! The most that can go through a limit, in closed form: what utilisation is measured against.
+//! The most that can go through a limit: what utilisation is measured against. In closed form, but for buckets whose round trips differ.
 //!
-//! Both count from idle at the beginning of a finite horizon, its last instant included, for a client that always has something to
+//! All count from idle at the beginning of a finite horizon, its last instant included, for a client that always has something to
 //! send. Of several limits at once the least is a bound.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use super::{Kind, Limit, Margin, Paced, state, unknown};
 use crate::time::{Instant, Span};
@@ -33,8 +36,8 @@ pub fn allowed(limit: &Limit, horizon: Span) -> u64 {
 ///
 /// A unit of a window comes round once in its period, its margin and a round trip. A bucket loses nothing while a round trip fits
 /// in `burst - 1` intervals, and else lets its burst through once in an interval, its margin and a round trip. For round trips that differ,
-/// give their mean: it is exact for windows (Little's law); a bucket that cannot keep up sends somewhat less, since the answers of
-/// one burst do not come evenly.
+/// give their mean: it is exact for windows (Little's law); a bucket sends somewhat less, since the answers of one burst do not come
+/// evenly ([`reachable_on`] says how much). An aligned window loses its first boundary if that comes within two round trips.
 pub fn reachable(limit: &Limit, margin: Margin, round_trip: Span, horizon: Span) -> u64 {
     let (amount, period) = (limit.amount(), limit.period());
     let bucket = |amount, burst, margin: Margin| {
@@ -47,8 +50,10 @@ pub fn reachable(limit: &Limit, margin: Margin, round_trip: Span, horizon: Span)
     match limit.kind() {
         Kind::Window => window,
         Kind::Aligned => {
-            let (_, tolerance) = limit.boundary();
-            u64::from(amount) * boundaries(limit, tolerance, horizon)
+            let tolerance = tolerance(limit, margin);
+            // What is sent at once and answered behind the first boundary holds its units over that.
+            let lost = boundaries(limit, tolerance, round_trip.times(2)) - 1;
+            u64::from(amount) * (boundaries(limit, tolerance, horizon) - lost.min(1))
         }
         Kind::Bucket | Kind::Leaky => bucket(amount, limit.burst(), margin),
         Kind::Counter => {
@@ -59,37 +64,93 @@ pub fn reachable(limit: &Limit, margin: Margin, round_trip: Span, horizon: Span)
     }
 }
 
+/// The same where round trips differ: `mean` is their mean, `round_trips` gives that of each message in the order of sending.
+///
+/// The units of a bucket go round one by one: each is away for its round trip and the margin, and then waits until those that were back
+/// before it have been refilled, an interval each.
+///
+/// # Complexity
+/// Linear in what is sent through buckets, times the logarithm of their burst.
+pub fn reachable_on(limit: &Limit, margin: Margin, mean: Span, round_trips: impl FnMut() -> Span, horizon: Span) -> u64 {
+    let (amount, period) = (limit.amount(), limit.period());
+    let (amount, burst, margin) = match limit.kind() {
+        Kind::Window | Kind::Aligned => return reachable(limit, margin, mean, horizon),
+        Kind::Bucket | Kind::Leaky => (amount, limit.burst(), margin),
+        Kind::Counter => {
+            let (_, burst) = Paced::pace(amount, period, state::reach(period));
+            (amount - (burst - 1), burst, margin.slower(Paced::SLOWER_PPM))
+        }
+        Kind::Unknown => (amount, unknown::BURST.min(amount), margin),
+    };
+    cycles(margin.interval(amount, period), burst, margin.floor(), round_trips, horizon)
+        .min(reachable(limit, margin, mean, horizon))
+}
+
+/// The units of a bucket, going round.
+fn cycles(interval: Span, burst: u32, late: Span, mut round_trips: impl FnMut() -> Span, horizon: Span) -> u64 {
+    let end = Instant::ORIGIN + horizon;
+    let mut away = BinaryHeap::new();
+    let (mut sent, mut now, mut refilled) = (0, Instant::ORIGIN, Instant::ORIGIN);
+    loop {
+        if sent >= u64::from(burst) {
+            let Reverse(back) = away.pop().expect("as many as the burst are away");
+            refilled = refilled.max(back) + interval;
+            now = now.max(refilled);
+        }
+        if now > end {
+            return sent;
+        }
+        sent += 1;
+        away.push(Reverse(now + round_trips() + late));
+    }
+}
+
 /// The least of [`allowed`] over several limits at once, but for aligned windows: of these, every long one also lets through no more than the
 /// short ones do that overlap it.
 pub fn allowed_by_all(limits: &[Limit], horizon: Span) -> Option<u64> {
     let least = limits.iter().map(|limit| allowed(limit, horizon)).min()?;
-    let nested = |long: &Limit| limits.iter().map(|short| nested(long, short, Span::ZERO, horizon)).min();
-    let aligned = limits.iter().all(|limit| limit.kind() == Kind::Aligned);
-    Some(if aligned { limits.iter().filter_map(nested).fold(least, u64::min) } else { least })
+    Some(nested_in_all(limits, |_| Span::ZERO, Span::ZERO, horizon).fold(least, u64::min))
 }
 
 /// The least of [`reachable`] over several limits at once, with the same exception.
 pub fn reachable_by_all(limits: &[Limit], margin: Margin, round_trip: Span, horizon: Span) -> Option<u64> {
     let least = limits.iter().map(|limit| reachable(limit, margin, round_trip, horizon)).min()?;
-    Some(
-        allowed_by_all(limits, horizon)
-            .filter(|_| limits.iter().all(|limit| limit.kind() == Kind::Aligned))
-            .map_or(least, |all| all.min(least)),
-    )
+    Some(nested_in_all(limits, |limit| tolerance(limit, margin), round_trip, horizon).fold(least, u64::min))
+}
+
+/// By how much an aligned window may be seen to begin late.
+fn tolerance(limit: &Limit, margin: Margin) -> Span {
+    let eighth = Span::from_nanos(limit.period().as_nanos() / 8);
+    limit.boundary().1.max(margin.hold(limit.period()) - limit.period()).min(eighth)
+}
+
+/// Of each long and short window; nothing unless all are aligned.
+fn nested_in_all(
+    limits: &[Limit],
+    late: impl Fn(&Limit) -> Span + Copy,
+    round_trip: Span,
+    horizon: Span,
+) -> impl Iterator<Item = u64> {
+    let aligned = limits.iter().all(|limit| limit.kind() == Kind::Aligned);
+    let pairs = limits.iter().flat_map(move |long| limits.iter().map(move |short| (long, short)));
+    pairs.filter(move |_| aligned).map(move |(long, short)| nested(long, short, late, round_trip, horizon))
 }
 
 /// Units of `long`, window by window, when each is also limited by the windows of `short` that overlap it.
-fn nested(long: &Limit, short: &Limit, late: Span, horizon: Span) -> u64 {
-    let begun = |limit: &Limit, by: Span| boundaries(limit, late, by);
+///
+/// A window is entered `late`. What is sent within two round trips and twice that before the end of one may count for the next as well.
+fn nested(long: &Limit, short: &Limit, late: impl Fn(&Limit) -> Span, round_trip: Span, horizon: Span) -> u64 {
+    let begun = |by: Span| boundaries(short, late(short), by);
     let (period, phase) = (long.period(), long.boundary().0.since(Instant::ORIGIN).as_nanos() % long.period().as_nanos());
-    let mut units = 0;
-    let mut start = Span::ZERO;
-    while start <= horizon {
+    let (mut units, mut start, mut entered) = (0, Span::ZERO, Span::ZERO);
+    while entered <= horizon {
         let next = if start == Span::ZERO && phase > 0 { Span::from_nanos(phase) } else { start + period };
-        let last = horizon.min(next - Span::from_nanos(1));
-        let overlapping = begun(short, last) - begun(short, start) + 1;
-        units += u64::from(long.amount()).min(u64::from(short.amount()).saturating_mul(overlapping));
+        let before = next - (late(long) + round_trip).times(2) - Span::from_nanos(1);
+        let last = if next > horizon { horizon } else { before.max(entered) };
+        let first = (entered + (late(short) + round_trip).times(2)).min(last);
+        units += u64::from(long.amount()).min(u64::from(short.amount()).saturating_mul(begun(last) - begun(first) + 1));
         start = next;
+        entered = start + late(long);
     }
     units
 }
@@ -151,6 +212,24 @@ mod tests {
         assert_eq!(allowed_by_all(&[], horizon), None);
         let windows = [Limit::window(100, minute(1)).unwrap(), Limit::window(3000, minute(60)).unwrap()];
         assert_eq!(allowed_by_all(&windows, minute(10)), Some(1100));
+    }
+
+    #[test]
+    fn round_trips_that_differ_cost_no_less_than_their_mean() {
+        let (horizon, ms) = (Span::from_secs(600), Span::from_millis);
+        let limit = Limit::bucket(100, SECOND, 6).unwrap();
+        let same = reachable_on(&limit, Margin::NONE, ms(90), || ms(90), horizon);
+        assert!(reachable(&limit, Margin::NONE, ms(90), horizon) - same < 6, "{same}");
+        let mut sent = 0;
+        let mut by_six = || {
+            sent += 1;
+            ms(if sent % 12 < 6 { 80 } else { 0 })
+        };
+        let differing = reachable_on(&limit, Margin::NONE, ms(40), &mut by_six, horizon);
+        assert_eq!(reachable(&limit, Margin::NONE, ms(40), horizon), 6 + 59_996);
+        assert!((45_000..59_000).contains(&differing), "{differing}");
+        let window = Limit::window(10, SECOND).unwrap();
+        assert_eq!(reachable_on(&window, Margin::NONE, ms(90), by_six, horizon), 10 * (600_000 / 1090 + 1));
     }
 
     #[test]

@@ -36,6 +36,20 @@ pub enum Anchor {
     Finish,
 }
 
+/// What is known of the line to a server besides its acknowledgements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Jitter {
+    /// Nothing: a message has been counted when it is acknowledged.
+    #[default]
+    None,
+    /// The times that messages take to the server differ by no more than this. A message has been counted when it is acknowledged, or this
+    /// long after it was sent, whichever comes first.
+    Known(Span),
+    /// The same, with what the round trips were seen to differ by; only while they seem to have a bound, where it gains more than 2 %, and not
+    /// for an hour after a rejection.
+    Auto,
+}
+
 /// One limit as its server declares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
@@ -43,6 +57,7 @@ pub struct Limit {
     /// The kind was not named: it may climb the ladder.
     guessed: bool,
     anchor: Anchor,
+    jitter: Jitter,
     /// Units per period, at least 1.
     amount: u32,
     /// At least 1; equals `amount` but for buckets.
@@ -119,6 +134,12 @@ impl Limit {
         Limit { anchor, ..self }
     }
 
+    /// The same with this known of the line. Of no use to aligned windows, nor to what is anchored at the finish.
+    #[must_use]
+    pub fn jittered(self, jitter: Jitter) -> Limit {
+        Limit { jitter, ..self }
+    }
+
     fn new(kind: Kind, amount: u32, period: Span, burst: u32) -> Result<Limit, LimitError> {
         if amount == 0 {
             return Err(LimitError::ZeroAmount);
@@ -133,9 +154,9 @@ impl Limit {
         if period > LONGEST || refill > u128::from(LONGEST.as_nanos()) {
             return Err(LimitError::TooLong);
         }
-        let (guessed, anchor) = (false, Anchor::Headers);
+        let (guessed, anchor, jitter) = (false, Anchor::Headers, Jitter::None);
         let (boundary, tolerance) = (Instant::ORIGIN, Span::ZERO);
-        Ok(Limit { kind, guessed, anchor, amount, burst, period, boundary, tolerance })
+        Ok(Limit { kind, guessed, anchor, jitter, amount, burst, period, boundary, tolerance })
     }
 
     /// How the server counts.
@@ -151,6 +172,11 @@ impl Limit {
     /// What starts its clock.
     pub fn anchor(&self) -> Anchor {
         self.anchor
+    }
+
+    /// What is known of the line.
+    pub fn jitter(&self) -> Jitter {
+        self.jitter
     }
 
     /// Units per [`period`](Limit::period), at least 1.

@@ -8,8 +8,11 @@
 mod ack_gcra;
 mod ack_window;
 pub mod bound;
+mod credit;
 mod declared;
 mod gate;
+mod ladder;
+mod line;
 mod occupancy;
 mod paced;
 mod phase_window;
@@ -21,7 +24,7 @@ mod unknown;
 
 pub use ack_gcra::AckGcra;
 pub use ack_window::AckWindow;
-pub use declared::{Anchor, Kind, Limit, LimitError, Margin};
+pub use declared::{Anchor, Jitter, Kind, Limit, LimitError, Margin};
 pub use gate::GateState;
 pub use paced::Paced;
 pub use phase_window::PhaseWindow;

@@ -98,6 +98,16 @@ impl Occupancy {
         }
     }
 
+    /// `cost` units that are to be free at `release` are in flight again. Returns whether there were as many; if not nothing changes.
+    pub(super) fn take_back(&mut self, release: Instant, cost: u32) -> bool {
+        let taken = self.releases.take(release, cost);
+        if taken {
+            self.held -= cost;
+            self.in_flight = self.in_flight.saturating_add(cost);
+        }
+        taken
+    }
+
     #[inline]
     pub(super) fn refund(&mut self, cost: u32) {
         debug_assert!(cost <= self.in_flight, "refunded more than was sent");

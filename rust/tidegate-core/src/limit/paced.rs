@@ -63,6 +63,27 @@ impl Paced {
         self.capacity = capacity;
         self
     }
+
+    /// The same, of a bucket whose acknowledgements may be taken back.
+    #[must_use]
+    pub(super) fn exact(self) -> Paced {
+        Paced { bucket: self.bucket.exact(), ..self }
+    }
+
+    /// As for its bucket.
+    pub(super) fn take_back(&mut self, due: Instant, cost: u32) -> bool {
+        self.bucket.take_back(due, cost)
+    }
+
+    /// As for its bucket.
+    pub(super) fn lost_milli(&self, round_trip: Span) -> u64 {
+        self.bucket.lost_milli(round_trip)
+    }
+
+    /// One unit is left at `at`, and no more.
+    pub(super) fn drain_to_one(&mut self, at: Instant) {
+        self.bucket.drain_to_one(at);
+    }
 }
 
 impl Policy for Paced {

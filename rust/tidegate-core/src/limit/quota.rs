@@ -1,6 +1,8 @@
 //! What a backend allows: several limits at once, and the gate that a rejection closes.
 
+use super::credit::Credits;
 use super::gate::Gate;
+use super::ladder::Ladder;
 use super::state::State;
 use super::{AckGcra, Anchor, Eligible, GateState, Kind, Limit, Margin, Policy};
 use crate::time::{Instant, Span};
@@ -47,16 +49,6 @@ pub struct Step {
     pub used: u32,
 }
 
-/// The next rung of the kind ladder: what is admitted by more servers, at a lower price than what comes after it.
-fn above(rung: Kind) -> Option<Kind> {
-    match rung {
-        Kind::Window | Kind::Aligned | Kind::Bucket => Some(Kind::Unknown),
-        Kind::Unknown => Some(Kind::Counter),
-        Kind::Counter => Some(Kind::Leaky),
-        Kind::Leaky => None,
-    }
-}
-
 /// The AND of several limits, all or nothing, and the gate that a rejection closes.
 ///
 /// A message is charged to every limit by [`send`](Quota::send). Then exactly one of these follows:
@@ -64,9 +56,9 @@ fn above(rung: Kind) -> Option<Kind> {
 /// | what happened | calls |
 /// |---|---|
 /// | nothing left this machine | [`refund`](Quota::refund) |
-/// | headers arrived | [`ack`](Quota::ack), then [`accepted`](Quota::accepted) or [`rejected`](Quota::rejected) |
+/// | headers arrived | [`ack_sent`](Quota::ack_sent), then [`accepted`](Quota::accepted) or [`rejected`](Quota::rejected) |
 /// | the attempt is over, whatever came of it | [`finish`](Quota::finish), if it [`waits_for_finish`](Quota::waits_for_finish) |
-/// | the attempt ended without headers | [`ack`](Quota::ack) with the latest instant at which they could have come, and [`unanswered`](Quota::unanswered) |
+/// | the attempt ended without headers | [`ack_sent`](Quota::ack_sent) with the latest instant at which they could have come, and [`unanswered`](Quota::unanswered) |
 ///
 /// `sent` is always the `now` that the message's `send` was given.
 #[derive(Clone, Debug)]
@@ -74,13 +66,11 @@ pub struct Quota {
     limits: Box<[Limit]>,
     /// Of each limit.
     states: Box<[State]>,
-    /// What each limit is treated as.
-    rungs: Box<[Kind]>,
+    ladder: Ladder,
+    credits: Option<Box<Credits>>,
     /// Some limit's clock starts at the end of an attempt.
     late: bool,
     gate: Gate,
-    /// When a limit last took a step, and which.
-    stepped: Option<(Instant, usize)>,
     margin: Margin,
 }
 
@@ -94,10 +84,10 @@ impl Quota {
         Quota {
             limits: limits.into(),
             states: limits.iter().map(|limit| State::new(limit, margin)).collect(),
-            rungs: limits.iter().map(Limit::kind).collect(),
+            ladder: Ladder::new(limits),
+            credits: Credits::new(limits, margin),
             late: limits.iter().any(|limit| limit.anchor() == Anchor::Finish),
             gate: Gate::OPEN,
-            stepped: None,
             margin,
         }
     }
@@ -112,9 +102,17 @@ impl Quota {
         let mut quota = Quota { gate: self.gate, ..Quota::new(limits, self.margin) };
         let mut known: Vec<usize> = (0..self.limits.len()).collect();
         for (index, limit) in limits.iter().enumerate() {
-            let same =
-                known.iter().position(|&old| self.rungs[old] == self.limits[old].kind() && self.limits[old].is_like(limit));
-            let taken_over = same.and_then(|at| self.states[known.remove(at)].refitted(now, limit, self.margin));
+            let same = known
+                .iter()
+                .position(|&old| self.ladder.rungs()[old] == self.limits[old].kind() && self.limits[old].is_like(limit));
+            let taken_over = same.and_then(|at| {
+                let old = known.remove(at);
+                let state = self.states[old].refitted(now, limit, self.margin)?;
+                if let (Some(credits), Some(before)) = (&mut quota.credits, &self.credits) {
+                    credits.take_over(index, before, old);
+                }
+                Some(state)
+            });
             quota.states[index] = taken_over.unwrap_or_else(|| {
                 let in_flight = if limit.anchor() == Anchor::Finish { unfinished } else { unacked };
                 let remembers = |old: &usize| self.limits[*old].period() >= limit.period();
@@ -170,18 +168,33 @@ impl Quota {
         for state in &mut self.states {
             state.send(now, cost);
         }
+        if let Some(credits) = &mut self.credits {
+            credits.sent(now, cost, &mut self.states);
+        }
     }
 
     /// Starts the clocks of `cost` units that were sent: the server has counted them by `at`, which may lie ahead. Those of limits that
     /// are anchored at the finish go on waiting.
     #[inline]
     pub fn ack(&mut self, at: Instant, cost: u32) {
-        if self.late {
-            self.start(Anchor::Headers, at, cost);
+        if self.late || self.credits.is_some() {
+            self.start(Anchor::Headers, at, None, cost);
             return;
         }
         for state in &mut self.states {
             state.ack(at, cost);
+        }
+    }
+
+    /// The same for what was sent at `sent`, which [jitter credit](super::Jitter) needs to know to take the earlier of both proofs.
+    #[inline]
+    pub fn ack_sent(&mut self, at: Instant, sent: Instant, cost: u32) {
+        if self.credits.is_none() {
+            return self.ack(at, cost);
+        }
+        self.start(Anchor::Headers, at, Some(sent), cost);
+        if let Some(credits) = &mut self.credits {
+            credits.observe(at, sent, &self.states);
         }
     }
 
@@ -193,21 +206,27 @@ impl Quota {
 
     /// Starts the clocks that are anchored at the finish of `cost` units that were sent: the server has counted them by `at`.
     pub fn finish(&mut self, at: Instant, cost: u32) {
-        self.start(Anchor::Finish, at, cost);
+        self.start(Anchor::Finish, at, None, cost);
     }
 
-    fn start(&mut self, anchor: Anchor, at: Instant, cost: u32) {
-        let anchored = |limit: &Limit| limit.anchor() == anchor;
-        for (_, state) in self.limits.iter().zip(&mut self.states).filter(|(limit, _)| anchored(limit)) {
-            state.ack(at, cost);
+    fn start(&mut self, anchor: Anchor, at: Instant, sent: Option<Instant>, cost: u32) {
+        for (index, state) in self.states.iter_mut().enumerate() {
+            match &mut self.credits {
+                _ if self.limits[index].anchor() != anchor => {}
+                Some(credits) => credits.ack(index, state, at, sent, cost),
+                None => state.ack(at, cost),
+            }
         }
     }
 
     /// Takes back a message that was charged at `sent` and of which nothing left this machine.
     pub fn refund(&mut self, sent: Instant, cost: u32) {
         self.gate.unanswered(sent);
-        for state in &mut self.states {
-            state.refund(cost);
+        for (index, state) in self.states.iter_mut().enumerate() {
+            match &mut self.credits {
+                Some(credits) => credits.refund(index, state, sent, cost),
+                None => state.refund(cost),
+            }
         }
     }
 
@@ -225,18 +244,31 @@ impl Quota {
     ///
     /// Never shortens a closure. A rejection of a message that was sent before an accepted probe is old news, and ignored.
     pub fn rejected(&mut self, now: Instant, sent: Instant, retry_after: Option<Span>) -> Option<Instant> {
-        let blamed = || self.stepped.map(|(_, index)| index).or_else(|| self.suspect());
-        let untold = || blamed().map_or(UNTOLD, |index| self.limits[index].period());
-        self.gate.rejected(now, sent, retry_after.unwrap_or_else(untold))
+        let untold = || self.ladder.blamed(&self.limits).map_or(UNTOLD, |index| self.limits[index].period());
+        let was_closed = matches!(self.gate(now), GateState::Closed(_));
+        if let Some(credits) = &mut self.credits {
+            credits.distrust(now);
+        }
+        let moved = self.gate.rejected(now, sent, retry_after.unwrap_or_else(untold));
+        if self.ladder.has_stepped()
+            && let GateState::Closed(until) = self.gate(now)
+        {
+            if !was_closed {
+                self.ladder.closed(&self.limits, now);
+            }
+            self.reopen_evenly(until);
+        }
+        moved
     }
 
-    /// Which limit a rejection is put down to: the shortest that can still climb, else the shortest.
-    fn suspect(&self) -> Option<usize> {
-        (0..self.limits.len()).min_by_key(|&index| (self.next_rung(index).is_none(), self.limits[index].period()))
-    }
-
-    fn next_rung(&self, index: usize) -> Option<Kind> {
-        above(self.rungs[index]).filter(|_| self.limits[index].is_guessed())
+    /// What has taken a step goes on without a burst, some way behind the opening of the gate.
+    #[cold]
+    fn reopen_evenly(&mut self, until: Instant) {
+        for (index, state) in self.states.iter_mut().enumerate() {
+            if self.ladder.rungs()[index] != self.limits[index].kind() {
+                state.drain_to_one(until + self.ladder.distance(&self.limits, index));
+            }
+        }
     }
 
     /// The server rejected a message, sent at `sent`, although it conformed: the shortest limit whose kind is a guess is treated as
@@ -245,16 +277,11 @@ impl Quota {
     /// What was sent before the last step, or at that instant, did not conform to what came of it: no step. Nor is there one when all
     /// kinds were named, or have climbed as far as they can.
     pub fn climb(&mut self, now: Instant, sent: Instant) -> Option<Step> {
-        if self.stepped.is_some_and(|(stepped, _)| sent <= stepped) {
-            return None;
-        }
-        let index = self.suspect()?;
-        let (limit, from, to) = (&self.limits[index], self.rungs[index], self.next_rung(index)?);
+        let (index, from, to) = self.ladder.climb(&self.limits, now, sent)?;
         let state = &mut self.states[index];
         let used = state.used(now);
-        *state = State::on_rung(to, limit, self.margin, now, state.in_flight());
-        self.rungs[index] = to;
-        self.stepped = Some((now, index));
+        let credited = self.credits.as_mut().map_or(0, |credits| credits.hand_back(index));
+        *state = State::on_rung(to, &self.limits[index], self.margin, now, state.in_flight() + credited);
         Some(Step { limit: index as u16, from, to, used })
     }
 
@@ -271,7 +298,7 @@ impl Quota {
     /// Whether it is as a new one: all of it free, open, and nothing learned about its limits.
     pub fn is_fresh(&self, now: Instant) -> bool {
         let is_full = |state: &State| state.used(now) == 0 && state.in_flight() == 0;
-        self.stepped.is_none() && self.gate(now) == GateState::Open && self.states.iter().all(is_full)
+        !self.ladder.has_stepped() && self.gate(now) == GateState::Open && self.states.iter().all(is_full)
     }
 
     /// How many units may be sent now, to choose between quotas: 0 while the gate is closed or its probe is out, at most 1
@@ -300,7 +327,7 @@ impl Quota {
 
     /// How each limit stands at `now`, in the order of [`limits`](Quota::limits).
     pub fn usage(&self, now: Instant) -> impl Iterator<Item = Usage<'_>> {
-        let states = self.limits.iter().zip(&self.states).zip(&self.rungs);
+        let states = self.limits.iter().zip(&self.states).zip(self.ladder.rungs());
         states.map(move |((limit, state), &treated_as)| {
             let (used, available) = (state.used(now), state.available(now));
             Usage { limit, treated_as, used, available, next_eligible: state.next_eligible(now, 1) }

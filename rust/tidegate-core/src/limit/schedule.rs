@@ -45,6 +45,20 @@ impl Schedule {
         Some(first)
     }
 
+    /// Takes `units` out that wait for exactly `at`. Returns whether there were as many.
+    ///
+    /// # Complexity
+    /// Logarithmic in the entries, and linear in them when none is left for that instant.
+    pub(super) fn take(&mut self, at: Instant, units: u32) -> bool {
+        let Ok(index) = self.0.binary_search_by_key(&at, |entry| entry.0) else { return false };
+        let Some(left) = self.0[index].1.checked_sub(units) else { return false };
+        self.0[index].1 = left;
+        if left == 0 {
+            self.0.remove(index);
+        }
+        true
+    }
+
     /// The entries in their order.
     #[inline]
     pub(super) fn iter(&self) -> Iter<'_, (Instant, u32)> {
@@ -82,6 +96,17 @@ mod tests {
         schedule.add(at(43), 1, Span::from_nanos(4));
         assert_eq!(schedule.iter().nth(3), Some(&(at(30), 3)));
         assert_eq!(schedule.iter().nth(4), Some(&(at(43), 1)));
+    }
+
+    #[test]
+    fn units_are_taken_out_of_their_instant_only() {
+        let mut schedule = Schedule::default();
+        schedule.add(at(10), 3, Span::ZERO);
+        schedule.add(at(20), 1, Span::ZERO);
+        assert!(!schedule.take(at(11), 1));
+        assert!(!schedule.take(at(20), 2));
+        assert!(schedule.take(at(10), 2) && schedule.take(at(10), 1) && schedule.take(at(20), 1));
+        assert_eq!(schedule.len(), 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The state of one limit, whatever its kind.
 
-use super::{AckGcra, AckWindow, Eligible, Kind, Limit, Margin, Paced, PhaseWindow, Policy, Unknown};
+use super::{AckGcra, AckWindow, Eligible, Jitter, Kind, Limit, Margin, Paced, PhaseWindow, Policy, Unknown};
 use crate::time::{Instant, Span};
 
 /// How long messages are taken to be in flight where a policy must know in advance: a round trip across an ocean.
@@ -20,7 +20,7 @@ pub(super) enum State {
 impl State {
     pub(super) fn new(limit: &Limit, margin: Margin) -> State {
         let (amount, period) = (limit.amount(), limit.period());
-        match limit.kind() {
+        let state = match limit.kind() {
             Kind::Window => State::Window(AckWindow::new(amount, period, margin)),
             Kind::Bucket | Kind::Leaky => State::Bucket(AckGcra::new(amount, period, limit.burst(), margin)),
             Kind::Aligned => {
@@ -29,6 +29,57 @@ impl State {
             }
             Kind::Counter => State::Paced(Paced::new(amount, period, reach(period), margin)),
             Kind::Unknown => State::Unknown(Box::new(Unknown::new(amount, period, amount, margin))),
+        };
+        state.exact_for(limit)
+    }
+
+    /// What is acknowledged by jitter credit may be so again, earlier.
+    fn exact_for(self, limit: &Limit) -> State {
+        match self {
+            _ if limit.jitter() == Jitter::None => self,
+            State::Bucket(bucket) => State::Bucket(bucket.exact()),
+            State::Paced(paced) => State::Paced(paced.exact()),
+            State::Unknown(unknown) => State::Unknown(Box::new(unknown.exact())),
+            State::Window(_) | State::Aligned(_) => self,
+        }
+    }
+
+    /// Units that were acknowledged for `due`, when that had not come, were so at `at` already.
+    pub(super) fn hasten(&mut self, due: Instant, at: Instant, cost: u32) {
+        if let State::Unknown(unknown) = self {
+            unknown.hasten(due, at, cost);
+        } else if self.take_back(due, cost) {
+            self.ack(at, cost);
+        }
+    }
+
+    /// Units that were acknowledged for `due`, when that had not come, never left this machine. They stay charged for a while where it has
+    /// been forgotten when they came.
+    pub(super) fn retract(&mut self, due: Instant, cost: u32) {
+        if let State::Unknown(unknown) = self {
+            unknown.retract(due, cost);
+        } else if self.take_back(due, cost) {
+            self.refund(cost);
+        }
+    }
+
+    fn take_back(&mut self, due: Instant, cost: u32) -> bool {
+        match self {
+            State::Window(window) => window.take_back(due, cost),
+            State::Bucket(bucket) => bucket.take_back(due, cost),
+            State::Paced(paced) => paced.take_back(due, cost),
+            State::Aligned(_) | State::Unknown(_) => false,
+        }
+    }
+
+    /// How many thousandths of the rate round trips cost.
+    pub(super) fn lost_milli(&self, round_trip: Span) -> u64 {
+        match self {
+            State::Window(window) => window.lost_milli(round_trip),
+            State::Bucket(bucket) => bucket.lost_milli(round_trip),
+            State::Paced(paced) => paced.lost_milli(round_trip),
+            State::Unknown(unknown) => unknown.lost_milli(round_trip),
+            State::Aligned(_) => 0,
         }
     }
 
@@ -53,10 +104,20 @@ impl State {
     /// Takes the place of another state of the same limit at `now`, with nothing left and `in_flight` units on their way.
     pub(super) fn on_rung(rung: Kind, limit: &Limit, margin: Margin, now: Instant, in_flight: u32) -> State {
         let (amount, period, capacity) = (limit.amount(), limit.period(), limit.capacity());
-        match rung {
+        let state = match rung {
             Kind::Counter => State::Paced(Paced::new(amount, period, reach(period), margin).emptied(now, in_flight, capacity)),
             Kind::Leaky => State::Paced(Paced::single(amount, period, margin).emptied(now, in_flight, capacity)),
             _ => State::Unknown(Box::new(Unknown::new(amount, period, capacity, margin).emptied(now, in_flight))),
+        };
+        state.exact_for(limit)
+    }
+
+    /// A rung of the ladder goes on from its slowest: one unit is left at `at`, and no more.
+    pub(super) fn drain_to_one(&mut self, at: Instant) {
+        match self {
+            State::Paced(paced) => paced.drain_to_one(at),
+            State::Unknown(unknown) => unknown.drain_to_one(at),
+            State::Window(_) | State::Bucket(_) | State::Aligned(_) => {}
         }
     }
 }

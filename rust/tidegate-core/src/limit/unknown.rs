@@ -36,6 +36,42 @@ impl Unknown {
         self.bucket = self.bucket.emptied(now, in_flight);
         self
     }
+
+    /// The same, of a bucket whose acknowledgements may be taken back.
+    #[must_use]
+    pub(super) fn exact(self) -> Unknown {
+        Unknown { bucket: self.bucket.exact(), ..self }
+    }
+
+    /// Units that were acknowledged for `due`, when that had not come, were so at `at` already.
+    pub(super) fn hasten(&mut self, due: Instant, at: Instant, cost: u32) {
+        if self.window.take_back(due, cost) {
+            self.window.ack(at, cost);
+        }
+        if self.bucket.take_back(due, cost) {
+            self.bucket.ack(at, cost);
+        }
+    }
+
+    /// Units that were acknowledged for `due`, when that had not come, never left this machine.
+    pub(super) fn retract(&mut self, due: Instant, cost: u32) {
+        if self.window.take_back(due, cost) {
+            self.window.refund(cost);
+        }
+        if self.bucket.take_back(due, cost) {
+            self.bucket.refund(cost);
+        }
+    }
+
+    /// As for the one of both that loses more.
+    pub(super) fn lost_milli(&self, round_trip: Span) -> u64 {
+        self.window.lost_milli(round_trip).max(self.bucket.lost_milli(round_trip))
+    }
+
+    /// One unit is left in the bucket at `at`, and no more.
+    pub(super) fn drain_to_one(&mut self, at: Instant) {
+        self.bucket.drain_to_one(at);
+    }
 }
 
 impl Policy for Unknown {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Delay, Dice, Report, Rule, Server, Trial};
-use crate::limit::{Limit, Margin, bound};
+use crate::limit::{Jitter, Kind, Limit, Margin, bound};
 use crate::time::{Instant, Span};
 
 /// A kind of server.
@@ -97,6 +97,8 @@ pub struct Case {
     pub shape: Shape,
     /// The line to it.
     pub delay: Delay,
+    /// What the client knows of it.
+    pub jitter: Jitter,
     /// Whether the client was told the kind. If not it takes it for a window, or for a bucket where a burst is named.
     pub is_declared: bool,
     /// The server says when to come back.
@@ -168,8 +170,10 @@ impl Case {
         let server = self.server(&truth, &mut dice);
         let is_capped = self.serving == Serving::Concurrency;
         let horizon = self.horizon();
+        let limits = if self.is_declared || is_capped { truth.clone() } else { self.guess() };
+        let limits: Vec<Limit> = limits.into_iter().map(|limit| limit.jittered(self.jitter)).collect();
         let report = Trial {
-            limits: if self.is_declared || is_capped { truth.clone() } else { self.guess() },
+            limits: limits.clone(),
             concurrency: is_capped.then_some(SERVED),
             server,
             delay: self.delay,
@@ -179,24 +183,51 @@ impl Case {
             seed,
         }
         .run();
-        let trip = self.delay.mean();
+        let treated_as = treated_as(&limits, &report);
         let at_once = |trip: Span| u64::from(SERVED) * (horizon.as_nanos() / (SERVICE + trip).as_nanos() + 1);
-        // A client that does not know better keeps to what it was told.
-        let told = if self.is_declared || is_capped { Vec::new() } else { self.guess() };
-        let reachable = |horizon: Span| {
-            let both = [&truth, &told].map(|limits| bound::reachable_by_all(limits, Margin::default(), trip, horizon));
-            both.into_iter().flatten().min().unwrap_or_else(|| at_once(trip))
-        };
-        // Of a span so long that what went at its beginning does not matter.
-        let long = horizon.times(100);
-        Outcome {
-            allowed: bound::allowed_by_all(&truth, horizon).unwrap_or_else(|| at_once(Span::ZERO)),
-            reachable: reachable(horizon),
-            steady: reachable(long) as f64 / long.as_nanos() as f64,
-            horizon,
-            report,
-        }
+        let allowed = bound::allowed_by_all(&truth, horizon).unwrap_or_else(|| at_once(Span::ZERO));
+        let reachable = self.reachable(&treated_as, seed, horizon).unwrap_or_else(|| at_once(self.delay.mean()));
+        // What went at the beginning does not count.
+        let late = horizon.times(2);
+        let allowed_later = bound::allowed_by_all(&truth, late).map_or(u64::MAX, |units| units - allowed);
+        let settled = (Instant::ORIGIN + horizon).since(report.settled_at);
+        let reachable_later = self.reachable(&treated_as, seed, late).map_or(0, |units| units - reachable);
+        let share = settled.as_nanos() as f64 / horizon.as_nanos() as f64;
+        let reachable_since = reachable_later.min(allowed_later) as f64 * share;
+        Outcome { allowed, reachable: reachable.min(allowed), reachable_since, treated_as, report }
     }
+
+    /// Messages that the policies of these limits get through; nothing without limits.
+    fn reachable(&self, limits: &[Limit], seed: u64, horizon: Span) -> Option<u64> {
+        let (margin, mean) = (Margin::default(), self.delay.mean());
+        let on_this_line = |limit: &Limit| {
+            // The same draws in the same order as in the trial.
+            let mut dice = Dice::new(seed);
+            let round_trips = || {
+                let (there, back) = self.delay.draw(&mut dice);
+                there + back
+            };
+            bound::reachable_on(limit, margin, mean, round_trips, horizon)
+        };
+        let by_all = bound::reachable_by_all(limits, margin, mean, horizon)?;
+        Some(limits.iter().map(on_this_line).fold(by_all, u64::min))
+    }
+}
+
+/// The limits as their kinds are in the end.
+fn treated_as(limits: &[Limit], report: &Report) -> Vec<Limit> {
+    let mut limits = limits.to_vec();
+    for (_, step) in &report.steps {
+        let limit = &mut limits[usize::from(step.limit)];
+        let (amount, period) = (limit.amount(), limit.period());
+        *limit = match step.to {
+            Kind::Counter => Limit::counter(amount, period),
+            Kind::Leaky => Limit::leaky(amount, period),
+            _ => Limit::unknown(amount, period),
+        }
+        .expect("it was a limit before");
+    }
+    limits
 }
 
 /// What came of a case, and what could have.
@@ -204,13 +235,14 @@ impl Case {
 pub struct Outcome {
     /// What happened.
     pub report: Report,
+    /// The limits as the client treats them in the end.
+    pub treated_as: Vec<Limit>,
     /// Messages that a perfect client gets through.
     pub allowed: u64,
-    /// Messages that the policy of the declared kind gets through, within what the client was told.
+    /// Messages that a client gets through that treats the limits so from the beginning.
     pub reachable: u64,
-    /// Messages a nanosecond that it gets through in the long run.
-    pub steady: f64,
-    horizon: Span,
+    /// Messages that such a client gets through in as much time as there was since the last closed limit opened again.
+    reachable_since: f64,
 }
 
 impl Outcome {
@@ -219,17 +251,13 @@ impl Outcome {
         self.report.accepted as f64 / self.allowed as f64
     }
 
-    /// Of what the policy of the declared kind gets through.
+    /// Of what the policy gets through.
     pub fn of_reachable(&self) -> f64 {
         self.report.accepted as f64 / self.reachable as f64
     }
 
     /// The same from when the last closed limit opened again; of the whole if none was closed.
     pub fn of_reachable_since(&self) -> f64 {
-        if self.report.rejected == 0 {
-            return self.of_reachable();
-        }
-        let since = (Instant::ORIGIN + self.horizon).since(self.report.settled_at);
-        self.report.since.0 as f64 / (self.steady * since.as_nanos() as f64)
+        if self.report.rejected == 0 { self.of_reachable() } else { self.report.since.0 as f64 / self.reachable_since }
     }
 }

@@ -262,23 +262,24 @@ impl Server {
     /// # Complexity
     /// Linear in the rules; a log that rejects, or looks at a large cost, in what it counted.
     pub fn arrive(&mut self, now: Instant, cost: u32) -> Verdict {
-        let mut verdict = Verdict::Accepted;
-        for rule in &mut self.rules {
-            rule.advance(now);
-            if let Err(wait) = rule.fits(now, cost) {
-                verdict = Verdict::Rejected(match verdict {
-                    Verdict::Rejected(before) => before.max(wait),
-                    Verdict::Accepted => wait,
-                });
-            }
-        }
+        self.rules.iter_mut().for_each(|rule| rule.advance(now));
+        let mut verdict = self.verdict(now, cost);
         if verdict == Verdict::Accepted || self.counts_rejected {
             self.rules.iter_mut().for_each(|rule| rule.count(now, cost));
+        }
+        if verdict != Verdict::Accepted && self.counts_rejected {
+            // By itself it has put off when it would be served.
+            verdict = self.verdict(now, cost);
         }
         if verdict == Verdict::Accepted {
             self.inside(|inside| inside + 1);
         }
         verdict
+    }
+
+    fn verdict(&self, now: Instant, cost: u32) -> Verdict {
+        let waits = self.rules.iter().filter_map(|rule| rule.fits(now, cost).err());
+        waits.reduce(Ord::max).map_or(Verdict::Accepted, Verdict::Rejected)
     }
 
     /// A message that was accepted is served: it counts no longer against a cap on concurrency.

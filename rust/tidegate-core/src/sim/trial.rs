@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 
 use super::{Delay, Dice, Server, Verdict};
 use crate::engine::{Answer, BackendSpec, Engine, Event, Flags, LeaseId, Options, Outcome, Spends, Submission};
-use crate::limit::{Kind, Limit};
+use crate::limit::{Limit, Step};
 use crate::queue::Order;
 use crate::retry::Retry;
 use crate::time::{Instant, Span};
@@ -34,15 +34,16 @@ pub struct Trial {
 /// What came of a trial.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Messages that arrived and were accepted.
+    /// Messages that were sent within the horizon and accepted.
     pub accepted: u64,
-    /// Messages that arrived and were not.
+    /// Messages that were not.
     pub rejected: u64,
     /// Messages in flight when the client learnt of the first rejection, that one included.
     pub in_flight_then: u64,
-    /// What a limit was treated as from when on, in order.
-    pub steps: Vec<(Instant, Kind)>,
-    /// When the last limit that was closed opened for good; the beginning if none was.
+    /// The steps of the kind ladder, and when, in order.
+    pub steps: Vec<(Instant, Step)>,
+    /// When the last limit that was closed had opened for good, and the periods of those were over that had taken a step: such a limit
+    /// goes on as if it were full. The beginning if none was closed.
     pub settled_at: Instant,
     /// Messages accepted, and rejected, from then on.
     pub since: (u64, u64),
@@ -102,10 +103,11 @@ impl Trial {
                 && when <= now
             {
                 run.turns.pop();
-                if now <= end {
-                    run.turn(now, lease, turn);
-                }
+                run.turn(when, lease, turn);
             }
+        }
+        while let Some(Reverse((when, _, lease, turn))) = run.turns.pop() {
+            run.turn(when, lease, turn);
         }
         run.report
     }
@@ -136,7 +138,7 @@ impl Run {
             Turn::There { back } => match self.trial.server.arrive(now, 1) {
                 Verdict::Accepted => {
                     self.report.accepted += 1;
-                    self.report.since.0 += 1;
+                    self.report.since.0 += u64::from(now >= self.report.settled_at);
                     let answered = Turn::Answered { back };
                     self.at(now + self.trial.service, lease, answered);
                 }
@@ -164,9 +166,10 @@ impl Run {
         self.engine.finish(now, lease, outcome, Answer { status: Some(status), retry_after: told }, false);
         while let Some(event) = self.engine.pop_event() {
             match event {
-                Event::LimitStepped { step, .. } => self.report.steps.push((now, step.to)),
+                Event::LimitStepped { step, .. } => self.report.steps.push((now, step)),
                 Event::LimitReopened { .. } => {
-                    self.report.settled_at = now;
+                    let stepped = self.report.steps.iter().map(|(_, step)| self.trial.limits[usize::from(step.limit)].period());
+                    self.report.settled_at = now + stepped.max().unwrap_or(Span::ZERO);
                     self.report.since = (0, 0);
                 }
                 Event::LimitClosed { .. } | Event::BackendGone { .. } => {}
