@@ -280,7 +280,9 @@ def test_only_the_engine_knows_more_than_one_policy():
 def test_atomics_and_locks_come_from_one_module():
     """What is shared among threads can be modelled with loom: it is never the standard library's own, but for what never changes."""
     naming = {
-        module for path, module in core_sources().items() if re.search(r"\bstd::(sync(?!::Arc;)|thread)\b", rust_code(path.read_text()))
+        module
+        for path, module in core_sources().items()
+        if re.search(r"\bstd::(sync(?!::Arc;)|thread)\b", rust_code(path.read_text()))
     }
     assert naming == {"sync"}
 

@@ -191,3 +191,19 @@ async def test_a_failing_request_tells_nothing_of_another_host() -> None:
         await clock.run_until_idle()
         with pytest.raises(RequestFailedError):
             await ticket
+
+
+async def test_a_server_that_may_remember_an_earlier_run() -> None:
+    served: list[float] = []
+
+    async def fetch(_: Request) -> None:
+        served.append(clock.time())
+
+    scheduler, clock = scheduler_of(fetch, "2/10s", cold_start="assume_full")
+    async with scheduler:
+        await scheduler.submit_many(range(3))
+        await clock.run_until_idle()
+    assert served[0] == pytest.approx(10, abs=0.1)
+    assert served[2] >= 20
+    with pytest.raises(ConfigError, match="assume_full"):
+        Backend("web", fetch, cold_start="cold")  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::{TICK, at, cases, engine_in_order, retry, submit, take_all};
 use proptest::prelude::*;
 use tidegate_core::engine::{
-    Action, Answer, BackendSpec, Engine, Finished, Handle, LeaseId, Outcome, Recharge, Spends, Submission,
+    Action, Answer, BackendSpec, ColdStart, Engine, Finished, Handle, LeaseId, Outcome, Recharge, Spends, Submission,
 };
 use tidegate_core::limit::{Eligible, Limit, Margin, Quota};
 use tidegate_core::queue::Order;
@@ -378,6 +378,7 @@ fn backend() -> impl Strategy<Value = BackendSpec> {
         spends: Spends::Own(1),
         timeout: None,
         weight: f64::from(weight),
+        cold_start: ColdStart::AssumeEmpty,
     })
 }
 

@@ -1,7 +1,7 @@
 //! A message that an attempt asked to send and then does not send costs nothing and holds nobody up.
 
 use tidegate_core::engine::{
-    Action, Answer, BackendId, BackendSpec, Engine, Flags, LeaseId, Options, Outcome, Recharge, Spends, Submission,
+    Action, Answer, BackendId, BackendSpec, ColdStart, Engine, Flags, LeaseId, Options, Outcome, Recharge, Spends, Submission,
 };
 use tidegate_core::limit::Limit;
 use tidegate_core::queue::Order;
@@ -21,7 +21,15 @@ fn running(sent: u32) -> (Engine, LeaseId) {
     let limits = vec![Limit::window(AMOUNT, Span::from_secs(1)).unwrap()];
     engine.add_backend(
         Instant::ORIGIN,
-        &BackendSpec { limits, concurrency: None, spends: Spends::Own(1), scoped: Vec::new(), timeout: None, weight: 1.0 },
+        &BackendSpec {
+            limits,
+            concurrency: None,
+            spends: Spends::Own(1),
+            scoped: Vec::new(),
+            timeout: None,
+            weight: 1.0,
+            cold_start: ColdStart::AssumeEmpty,
+        },
     );
     submit(&mut engine, sent);
     let leased = engine.take(at(0)).expect("the quota is unused");

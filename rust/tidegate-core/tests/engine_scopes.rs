@@ -7,8 +7,8 @@ use std::collections::{HashMap, HashSet};
 use common::{MS, NORMAL, SECOND, TICK, at, cases, engine, engine_in_order, plain, retry, spec, submit, take_all};
 use proptest::prelude::*;
 use tidegate_core::engine::{
-    Action, Answer, BackendId, BackendSpec, ClassId, Engine, Event, LeaseId, Leased, Outcome, Recharge, ScopedLimits, Spends,
-    Submission,
+    Action, Answer, BackendId, BackendSpec, ClassId, ColdStart, Engine, Event, LeaseId, Leased, Outcome, Recharge, ScopedLimits,
+    Spends, Submission,
 };
 use tidegate_core::limit::{Limit, Margin};
 use tidegate_core::queue::Order;
@@ -280,6 +280,20 @@ fn what_cannot_go_before_its_deadline_for_its_host_expires_at_once() {
     assert!(engine.pop_ended().is_some());
 }
 
+#[test]
+fn a_server_that_may_remember_us_is_taken_to_have_counted_all_it_allows() {
+    let limits = scoped(&[window(5, 10)], &[per("host", &[window(1, 20)])]);
+    let mut engine = engine(retry(1, Span::ZERO));
+    engine.add_backend(at(SECOND), &BackendSpec { cold_start: ColdStart::AssumeFull, ..limits });
+    let one = engine.class_of_any(at(SECOND), 1).unwrap();
+    ask(&mut engine, at(SECOND), one, &[("host", "a")]);
+    assert!(engine.take(at(11 * SECOND)).is_none());
+    assert!(engine.take(at(21 * SECOND)).is_none());
+    assert!(engine.take(at(21 * SECOND + 10 * MS)).is_some());
+    ask(&mut engine, at(22 * SECOND), one, &[("host", "b")]);
+    assert!(engine.take(at(22 * SECOND)).is_some(), "another host was as long ago");
+}
+
 /// 100 000 hosts, each at its limit: one of them costs a dispatch what it does among ten.
 #[test]
 fn a_hundred_thousand_hosts_wait_without_being_looked_at() {
@@ -350,6 +364,7 @@ impl Server {
             spends: Spends::Own(self.accounts),
             timeout: None,
             weight: 1.0,
+            cold_start: ColdStart::AssumeEmpty,
         }
     }
 

@@ -12,7 +12,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::{
-    Answer, BackendId, BackendSpec, BackendState, ClassError, Engine, Flags, Handle, LeaseId, Options, Outcome, Recharge, Spends,
+    Answer, BackendId, BackendSpec, BackendState, ClassError, ColdStart, Engine, Flags, Handle, LeaseId, Options, Outcome,
+    Recharge, Spends,
 };
 use tidegate_core::limit::{Eligible, Usage};
 use tidegate_core::queue::Order;
@@ -52,6 +53,7 @@ struct BackendOptions {
     timeout: Option<f64>,
     accounts: Option<Vec<Py<PyAny>>>,
     weight: f64,
+    cold_start: String,
 }
 
 /// A `tidegate.Retry`.
@@ -309,7 +311,8 @@ impl Core {
     /// Adds a `tidegate.Backend`, whose attempts `runner` runs.
     #[pyo3(signature = (backend, runner, /))]
     fn add_backend(&self, py: Python<'_>, backend: BackendOptions, runner: Py<PyAny>) -> PyResult<()> {
-        let BackendOptions { name, quota, timeout, accounts, weight } = backend;
+        let BackendOptions { name, quota, timeout, accounts, weight, cold_start } = backend;
+        let cold_start = if cold_start == "assume_full" { ColdStart::AssumeFull } else { ColdStart::AssumeEmpty };
         let (limits, scoped) = quota.declared(py, &self.clock)?;
         let QuotaOptions { concurrency, group, .. } = quota;
         let accounts = accounts.unwrap_or_default();
@@ -318,7 +321,8 @@ impl Core {
         self.with(py, |state| {
             let shared = group.as_ref().and_then(|group| state.groups.get(group));
             let spends = shared.map_or(Spends::Own(accounts.len().max(1) as u32), |&with| Spends::Shared(with));
-            let spec = BackendSpec { limits, scoped, concurrency, spends, timeout: timeout.and_then(convert::span), weight };
+            let spec =
+                BackendSpec { limits, scoped, concurrency, spends, timeout: timeout.and_then(convert::span), weight, cold_start };
             let id = state.engine.add_backend(now, &spec);
             state.backends.push(Backend { name, runner, is_here: true, accounts });
             if let Some(group) = group {

@@ -38,6 +38,8 @@ pub(super) struct Account {
     pub(super) rejected_scope: Option<(u32, Instant)>,
     /// Longest time seen between a send and its headers.
     pub(super) longest_latency: Span,
+    /// When nothing was left of its limits, if the server may remember what was sent before us.
+    pub(super) used_up_at: Option<Instant>,
     /// The backends that send on it.
     pub(super) backends: Vec<u16>,
     /// They have others to choose from.
@@ -51,9 +53,11 @@ impl Account {
         concurrency: Option<u32>,
         backend: u16,
         has_siblings: bool,
+        used_up_at: Option<Instant>,
     ) -> Account {
         Account {
-            quota: Quota::new(limits, Margin::default()),
+            quota: new_quota(limits, used_up_at),
+            used_up_at,
             concurrency: concurrency.unwrap_or(u32::MAX),
             in_flight: 0,
             blocked: None,
@@ -107,6 +111,12 @@ impl Account {
     pub(super) fn cause(&self) -> Option<Cause> {
         self.blocked.map(|blocked| blocked.cause)
     }
+}
+
+/// A quota of which nothing is used, or all is since an instant.
+pub(super) fn new_quota(limits: &[Limit], used_up_at: Option<Instant>) -> Quota {
+    let margin = Margin::default();
+    used_up_at.map_or_else(|| Quota::new(limits, margin), |at| Quota::used_up(limits, margin, at))
 }
 
 /// The accounts of one backend, and which of them are open.

@@ -33,6 +33,18 @@ pub struct BackendSpec {
     pub timeout: Option<Span>,
     /// Its share among ready backends; > 0.
     pub weight: f64,
+    /// What its server may remember of an earlier client.
+    pub cold_start: ColdStart,
+}
+
+/// What is assumed of a server that may remember who was there before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ColdStart {
+    /// It counts nothing: all that it allows may go at once.
+    #[default]
+    AssumeEmpty,
+    /// It has just counted all that it allows.
+    AssumeFull,
 }
 
 /// Why a backend takes nothing now.

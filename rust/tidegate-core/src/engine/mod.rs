@@ -31,7 +31,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 pub use attempt::{Answer, Finished, Outcome, Recharge};
-pub use backend::{BackendSpec, Spends};
+pub use backend::{BackendSpec, ColdStart, Spends};
 pub use crew::{Slice, Staffing};
 pub use dispatch::Leased;
 pub use event::{Action, Ended, Ending, Event, Stage};
@@ -249,7 +249,8 @@ impl Engine {
             Spends::Own(count) => {
                 let first = self.accounts.len() as u32;
                 let scoped = self.scoped_limits(&spec.scoped);
-                let account = || Account::new(&spec.limits, &scoped, spec.concurrency, id, count > 1);
+                let used_up_at = (spec.cold_start == ColdStart::AssumeFull).then_some(now);
+                let account = || Account::new(&spec.limits, &scoped, spec.concurrency, id, count > 1, used_up_at);
                 self.accounts.extend(std::iter::repeat_with(account).take(count as usize));
                 Accounts::new(first, count)
             }

@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::account::new_quota;
 use super::backend::Blocked;
 use super::share::NO_FLOW;
 use super::{Engine, Timer, Waiting};
-use crate::limit::{Eligible, Limit, Margin, Quota};
+use crate::limit::{Eligible, Limit, Quota};
 use crate::queue::{Class, Key};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
@@ -322,7 +323,15 @@ impl Engine {
         for nth in 0..self.accounts[account as usize].scoped.len() {
             let name = self.accounts[account as usize].scoped[nth].0;
             let value = self.classes[class as usize].scoped.as_ref().map_or(UNSAID, |scoped| scoped.value(name));
-            let Some(&id) = self.scopes.ids.get(&(account, name, value)) else { continue };
+            let id = match self.scopes.ids.get(&(account, name, value)) {
+                Some(&id) => id,
+                None if self.is_cold(now, account, nth) => {
+                    let id = self.new_allotment(account, nth, value);
+                    self.watch_scope(now, id);
+                    id
+                }
+                None => continue,
+            };
             let allotment = self.scopes.get(id);
             let kept = allotment.blocked.and_then(|blocked| blocked.reserved_for).is_some_and(|theirs| theirs < key);
             if kept || allotment.extras > 0 {
@@ -547,10 +556,18 @@ impl Engine {
         held.into()
     }
 
+    /// Whether the server may still count what was sent to a scope before us.
+    fn is_cold(&self, now: Instant, account: u32, nth: usize) -> bool {
+        let place = &self.accounts[account as usize];
+        let refill = || place.scoped[nth].1.iter().map(Limit::refill).max().unwrap_or(Span::ZERO);
+        place.used_up_at.is_some_and(|at| now < at + refill() + LINGER)
+    }
+
     fn new_allotment(&mut self, account: u32, nth: usize, value: u32) -> u32 {
-        let (name, limits) = &self.accounts[account as usize].scoped[nth];
+        let place = &self.accounts[account as usize];
+        let (name, limits) = &place.scoped[nth];
         let allotment = Allotment {
-            quota: Quota::new(limits, Margin::default()),
+            quota: new_quota(limits, place.used_up_at),
             account,
             name: *name,
             value,

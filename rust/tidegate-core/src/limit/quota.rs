@@ -92,6 +92,11 @@ impl Quota {
         }
     }
 
+    /// A quota of which nothing is left at `now`, since the server may remember what was sent before us.
+    pub fn used_up(limits: &[Limit], margin: Margin, now: Instant) -> Quota {
+        Quota::new(&[], margin).with_limits(now, limits, 0, 0)
+    }
+
     /// The same server with other limits from `now` on: what was sent counts against those too, with `unacked` units whose headers have
     /// not come and `unfinished` ones whose attempts are not over. The gate stays as it is.
     ///
