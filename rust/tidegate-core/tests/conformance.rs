@@ -1,7 +1,8 @@
 //! A few cells of the conformance grid, each kind of server at least once. All of it: `make conformance`.
 
 use tidegate_core::limit::Jitter;
-use tidegate_core::sim::{Case, DELAYS, Serving, Shape};
+use tidegate_core::sim::{Case, DELAYS, Delay, Serving, Shape};
+use tidegate_core::time::Span;
 
 fn case(serving: Serving, shape: usize, line: usize) -> Case {
     Case {
@@ -50,4 +51,26 @@ fn undeclared_kinds_settle() {
             }
         }
     }
+}
+
+/// Of a line whose ways to the server differ little, next to nothing is lost; `auto` finds that out by itself, and learns to keep off one
+/// that jumps.
+#[test]
+fn jitter_credit_gains_what_round_trips_cost() {
+    let credited = |serving, shape, line: usize, jitter| Case { jitter, ..case(serving, shape, line) };
+    for (serving, shape, least) in [(Serving::Log, 0, 0.98), (Serving::TokenBucket, 3, 0.99), (Serving::Gcra, 5, 0.98)] {
+        for jitter in [Jitter::Known(Span::ZERO), Jitter::Auto] {
+            let outcome = credited(serving, shape, 0, jitter).run(7);
+            assert_eq!(outcome.report.rejected, 0);
+            assert!(outcome.of_allowed() >= least, "{serving} {shape} {jitter:?}: {}", outcome.of_allowed());
+        }
+    }
+    for line in [1, 2, 3] {
+        assert_eq!(credited(Serving::TokenBucket, 3, line, Jitter::Auto).run(7).report.rejected, 0);
+    }
+    let jumping = Delay::Jumping(Span::from_millis(40), Span::from_millis(120));
+    let jumps = Case { delay: jumping, ..credited(Serving::TokenBucket, 3, 0, Jitter::Auto) }.run(7);
+    assert!((1..10).contains(&jumps.report.rejected), "off after the first jump: {:?}", jumps.report);
+    let bounded = Jitter::Known(jumping.jitter().unwrap());
+    assert_eq!(Case { delay: jumping, ..credited(Serving::TokenBucket, 3, 0, bounded) }.run(7).report.rejected, 0);
 }

@@ -203,8 +203,9 @@ impl Case {
         let on_this_line = |limit: &Limit| {
             // The same draws in the same order as in the trial.
             let mut dice = Dice::new(seed);
+            let mut sent = 0..;
             let round_trips = || {
-                let (there, back) = self.delay.draw(&mut dice);
+                let (there, back) = self.delay.draw(sent.next().unwrap_or(0), &mut dice);
                 there + back
             };
             bound::reachable_on(limit, margin, mean, round_trips, horizon)

@@ -16,11 +16,17 @@ pub enum Delay {
     Between(Span, Span),
     /// Each way takes 10 ms and a log-normal part, whose median is 30 ms.
     HeavyTailed,
+    /// Every message takes so long to arrive, its reply no time; the longer of the two for a thousand messages, then the shorter
+    /// for as many, and so on.
+    Jumping(Span, Span),
 }
 
+/// Messages until a line jumps.
+const PERIOD: u64 = 1000;
+
 impl Delay {
-    /// From sending to arrival, and from there to the reply.
-    pub fn draw(self, dice: &mut Dice) -> (Span, Span) {
+    /// From sending to arrival, and from there to the reply, of the `nth` message.
+    pub fn draw(self, nth: u64, dice: &mut Dice) -> (Span, Span) {
         let part = |span: Span, share: f64| Span::from_nanos((span.as_nanos() as f64 * share) as u64);
         match self {
             Delay::Constant(span) => (span, Span::ZERO),
@@ -33,6 +39,7 @@ impl Delay {
                 let mut way = || Span::from_nanos((10.0 * MS + 30.0 * MS * dice.normal().exp()) as u64);
                 (way(), way())
             }
+            Delay::Jumping(least, most) => (if nth / PERIOD % 2 == 0 { most } else { least }, Span::ZERO),
         }
     }
 
@@ -42,7 +49,7 @@ impl Delay {
         match self {
             Delay::Constant(span) => span,
             Delay::Uniform(most) => half(most),
-            Delay::Between(least, most) => half(least + most),
+            Delay::Between(least, most) | Delay::Jumping(least, most) => half(least + most),
             Delay::HeavyTailed => Span::from_nanos((2.0 * (10.0 + 30.0 * 0.5f64.exp()) * MS) as u64),
         }
     }
@@ -53,6 +60,7 @@ impl Delay {
             Delay::Constant(_) => Some(Span::ZERO),
             Delay::Uniform(most) => Some(most),
             Delay::Between(least, most) => Some(Span::from_nanos((most - least).as_nanos() / 2)),
+            Delay::Jumping(least, most) => Some(most - least),
             Delay::HeavyTailed => None,
         }
     }
@@ -65,9 +73,12 @@ mod tests {
     #[test]
     fn means_and_spreads_are_those_of_what_is_drawn() {
         let ms = Span::from_millis;
-        for delay in [Delay::Constant(ms(80)), Delay::Uniform(ms(80)), Delay::Between(ms(50), ms(130)), Delay::HeavyTailed] {
+        let jumping = Delay::Jumping(ms(40), ms(120));
+        for delay in
+            [Delay::Constant(ms(80)), Delay::Uniform(ms(80)), Delay::Between(ms(50), ms(130)), Delay::HeavyTailed, jumping]
+        {
             let mut dice = Dice::new(7);
-            let drawn: Vec<_> = (0..100_000).map(|_| delay.draw(&mut dice)).collect();
+            let drawn: Vec<_> = (0..100_000).map(|nth| delay.draw(nth, &mut dice)).collect();
             let mean = drawn.iter().map(|(there, back)| (*there + *back).as_nanos()).sum::<u64>() / 100_000;
             assert!(mean.abs_diff(delay.mean().as_nanos()) < 1_000_000, "{delay:?}: {mean}");
             let ways = drawn.iter().map(|(there, _)| there.as_nanos());

@@ -63,6 +63,7 @@ struct Run {
     dice: Dice,
     turns: BinaryHeap<Reverse<(Instant, u64, u64, Turn)>>,
     order: u64,
+    sent: u64,
     out: u64,
     report: Report,
 }
@@ -93,7 +94,8 @@ impl Trial {
             flags: Flags::default(),
         };
         let (dice, end) = (Dice::new(self.seed), Instant::ORIGIN + self.horizon);
-        let mut run = Run { trial: self, engine, dice, turns: BinaryHeap::new(), order: 0, out: 0, report: Report::default() };
+        let mut run =
+            Run { trial: self, engine, dice, turns: BinaryHeap::new(), order: 0, sent: 0, out: 0, report: Report::default() };
         let mut now = Instant::ORIGIN;
         while now <= end {
             run.send(now, &submission);
@@ -123,7 +125,8 @@ impl Run {
                 self.engine.submit(now, submission);
             }
             let Some(leased) = self.engine.take(now) else { return };
-            let (there, back) = self.trial.delay.draw(&mut self.dice);
+            let (there, back) = self.trial.delay.draw(self.sent, &mut self.dice);
+            self.sent += 1;
             self.out += 1;
             self.at(now + there, leased.lease.to_bits(), Turn::There { back });
         }
