@@ -8,6 +8,7 @@ You say what each backend allows and what to collect::
 """
 
 from tidegate._backend import Backend
+from tidegate._bound import bound
 from tidegate._core import Reply, Request, Ticket
 from tidegate._core import version as __version__
 from tidegate._errors import (
@@ -71,10 +72,11 @@ __all__ = [
     "Ticket",
     "TidegateError",
     "__version__",
+    "bound",
 ]
 
 # Where users find them, whatever module they are written in.
 for _public in map(globals().__getitem__, __all__):
-    if isinstance(_public, type) and _public.__module__ != __name__:
+    if isinstance(_public, type | type(bound)) and _public.__module__ != __name__:
         _public.__module__ = __name__
 del _public

@@ -27,9 +27,9 @@ class Backend:
             to itself; an attempt goes to the least busy one that has room, and finds it as `request.account`.
         weight: Its share when several backends are ready, above 0.
         classify: `classify(request, value_or_exception) -> Outcome`, instead of the rules in the guide.
-        cold_start: What is assumed of the server when the scheduler is made, which may remember what an earlier run of this program
-            sent: `"assume_empty"`, nothing; or `"assume_full"`, all that it allows, so that windows open after a whole period and
-            buckets fill from nothing.
+        cold_start: What is assumed of the server when the scheduler is made, which may remember what an earlier run of this
+            program sent: `"assume_empty"`, nothing; or `"assume_full"`, all that it allows, so that windows open after a whole
+            period and buckets fill from nothing.
 
     Raises:
         ConfigError: An argument is out of range.

@@ -17,6 +17,7 @@ version: str
 build_profile: str
 BYTES_PER_REQUEST: int
 
+def bound(quota: BackendQuota, horizon: float, round_trip: float | None, /) -> int | None: ...
 def outcome_of_status(status: int, headers: object | None, /) -> int: ...
 
 @disjoint_base
@@ -204,6 +205,7 @@ class Core:
             float | None,
             int,
             int,
+            float | None,
             list[tuple[int, tuple[str, int, int, float | None]]],
             list[tuple[int, tuple[str, int, int, float | None], int, int]],
         ]

@@ -17,6 +17,7 @@ import aiohttp
 
 from tidegate import BackendQuota, RateLimitScheduler, Reply, RequestCancelledError, Retry
 from tidegate._demo.servers import fleet
+from tidegate._snapshot import BackendState
 from tidegate.backends.http import HttpBackend
 
 DECLARED = ("window", "bucket")
@@ -96,6 +97,7 @@ class Run:
     failed: int = 0
     seconds: float = 0
     interrupted: bool = False
+    backends: Mapping[str, BackendState] = field(default_factory=dict)
 
     async def collect(self, out: TextIO) -> None:
         """Take each reply as it comes, and show how far it is."""
@@ -108,6 +110,7 @@ class Run:
                 async for reply in replies:
                     self._take(reply)
         self.seconds = loop.time() - started_at
+        self.backends = self.scheduler.snapshot().backends
 
     def _take(self, reply: Reply) -> None:
         if reply.ok:
@@ -166,8 +169,12 @@ class Run:
         total = sum(self.waits.values()) or 1
         causes = ", ".join(f"{cause} {seconds / total:.1%}" for cause, seconds in self.waits.most_common() if seconds)
         ledger = self.scheduler.ledger()
+        possible = ", ".join(
+            f"{name} {state.utilisation:.1%}" for name, state in self.backends.items() if state.utilisation is not None
+        )
         lines += [
             "",
+            f"used     of what was possible, by the client's own count: {possible}",
             f"time     {self.seconds:.1f} s; of the requests' time: {causes}",
             f"ledger   {ledger.accepted} accepted = "
             + " + ".join(f"{getattr(ledger, end)} {end}" for end in ("delivered", "dead", "expired", "cancelled", "pending")),

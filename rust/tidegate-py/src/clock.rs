@@ -24,6 +24,11 @@ impl Clock {
         }
     }
 
+    /// One that stands at its origin.
+    pub(crate) fn at_its_origin() -> Clock {
+        Clock::Manual(Arc::default())
+    }
+
     #[inline]
     pub(crate) fn now(&self) -> Instant {
         match self {

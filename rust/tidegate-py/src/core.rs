@@ -687,7 +687,8 @@ impl Core {
         Ok(self.lock()?.engine.workers())
     }
 
-    /// For each backend on which something may run `(name, state, seconds until it may change or None, in flight, strays, limits)`, and for each limit
+    /// For each backend on which something may run `(name, state, seconds until it may change or None, in flight, strays, share
+    /// of what was possible or None, limits)`, and for each limit
     /// `(account from 0, kind as it now is, used, available, seconds until it admits a cost of 1 or None)`.
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let now = self.now();
@@ -721,7 +722,8 @@ impl Core {
                 BackendState::Closed(at) => ("closed", Some(until(at))),
                 BackendState::Draining => ("draining", None),
             };
-            Some((backend.name.clone_ref(py), word, change, status.in_flight(), status.strays(), limits, scoped))
+            let share = status.share().map(|share| share.used as f64 / share.possible as f64);
+            Some((backend.name.clone_ref(py), word, change, status.in_flight(), status.strays(), share, limits, scoped))
         });
         let rows: Vec<_> = rows.collect();
         drop(state);

@@ -32,6 +32,8 @@ mod _core {
     #[pymodule_export]
     use crate::limiter::Limiter;
     #[pymodule_export]
+    use crate::quota::bound;
+    #[pymodule_export]
     use crate::reply::Reply;
     #[pymodule_export]
     use crate::request::Request;

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use tidegate_core::engine::ScopedLimits;
-use tidegate_core::limit::{Anchor, Kind, Limit};
+use tidegate_core::limit::{self, Anchor, Kind, Limit, Margin};
 use tidegate_core::time::Span;
 
 use crate::clock::Clock;
@@ -67,6 +67,19 @@ impl LimitOptions {
         let limit = limit.anchored(if self.anchor == "finish" { Anchor::Finish } else { Anchor::Headers });
         Ok(if self.guessed { limit.guessed() } else { limit })
     }
+}
+
+/// The most that a `tidegate.BackendQuota` lets through within `horizon` seconds, from idle: the server when there is no round trip, else a client
+/// whose messages are each answered after `round_trip` seconds. Nothing when there is no bound.
+#[pyfunction]
+#[pyo3(signature = (quota, horizon, round_trip, /))]
+pub(crate) fn bound(py: Python<'_>, quota: QuotaOptions, horizon: f64, round_trip: Option<f64>) -> PyResult<Option<u64>> {
+    let (limits, _) = quota.declared(py, &Clock::at_its_origin())?;
+    let horizon = convert::span_or_none(horizon);
+    let Some(trip) = round_trip.map(convert::span_or_none) else { return Ok(limit::bound::allowed_by_all(&limits, horizon)) };
+    let by_limits = limit::bound::reachable_by_all(&limits, Margin::default(), trip, horizon);
+    let at_once = quota.concurrency.map(|concurrency| limit::bound::at_once(concurrency, trip, horizon));
+    Ok(by_limits.into_iter().chain(at_once).min().filter(|units| *units < u64::MAX))
 }
 
 /// A kind, as `tidegate.Limit` has it.

@@ -6,6 +6,7 @@ use std::ops::{Bound, Range};
 
 use super::backend::{Blocked, Cause};
 use super::lease::LeaseId;
+use super::tally::Tally;
 use crate::limit::{Limit, Margin, Quota};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
@@ -44,6 +45,8 @@ pub(super) struct Account {
     pub(super) backends: Vec<u16>,
     /// They have others to choose from.
     pub(super) has_siblings: bool,
+    /// Of all accounts of its backends, kept by the first.
+    pub(super) tally: Tally,
 }
 
 impl Account {
@@ -68,6 +71,7 @@ impl Account {
             longest_latency: Span::ZERO,
             backends: vec![backend],
             has_siblings,
+            tally: Tally::default(),
         }
     }
 

@@ -428,6 +428,7 @@ impl Engine {
             }
         }
         if !was_rejected && rejection {
+            self.tally(account).lost(unacked);
             let is_of_account = self.is_of_account(now, account, &scopes);
             if is_of_account {
                 self.rejected(now, sent_at, retry_after, (backend, account, None));
@@ -481,10 +482,12 @@ impl Engine {
     /// Takes back what an attempt was charged for a message that did not leave this machine.
     fn refund(&mut self, now: Instant, index: u32, sent_at: Instant, cost: u32) {
         let lease = self.leases.get(index);
-        self.accounts[lease.account as usize].quota.refund(sent_at, cost);
+        let account = lease.account;
+        self.accounts[account as usize].quota.refund(sent_at, cost);
         for &scope in &lease.scopes {
             self.scopes.get_mut(scope).quota.refund(sent_at, cost);
         }
+        self.tally(account).lost(cost);
         self.scopes_changed(now, index);
     }
 
@@ -587,6 +590,7 @@ impl Engine {
     fn grant(&mut self, now: Instant, account: u32, extra: Extra) {
         let Extra { lease, cost, scopes, .. } = extra;
         self.accounts[account as usize].quota.send(now, cost);
+        self.tally(account).sent(cost);
         for &scope in &scopes {
             self.scopes.get_mut(scope).quota.send(now, cost);
         }

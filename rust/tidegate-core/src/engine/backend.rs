@@ -94,6 +94,8 @@ pub(super) struct Backend {
     /// Of those, leases whose request has moved on.
     pub(super) strays: u32,
     pub(super) waiting: ReadyHeap,
+    /// Something waits for it, as far as the tally of its accounts knows.
+    pub(super) wanted: bool,
     pub(super) timed: Timed,
     /// A timer is armed for the oldest of `timed`, or for one before it.
     pub(super) watched: bool,
@@ -117,6 +119,7 @@ impl Backend {
             in_flight: 0,
             strays: 0,
             waiting: ReadyHeap::default(),
+            wanted: false,
             timed: Timed::NONE,
             watched: false,
             is_scoped: !spec.scoped.is_empty(),

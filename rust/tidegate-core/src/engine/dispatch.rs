@@ -5,6 +5,7 @@ use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
 use super::lease::LeaseId;
 use super::request::{Handle, Mark, State};
+use super::tally::Tally;
 use super::{BackendId, Engine, Timer, Waiting};
 use crate::limit::Eligible;
 use crate::queue::{Key, Nodes};
@@ -211,7 +212,9 @@ impl Engine {
         let full = self.occupy(account, id);
         let backend = &mut self.backends[usize::from(id)];
         let timeout = backend.timeout;
-        let ordinal = account - backend.accounts.all().start;
+        let first = backend.accounts.all().start;
+        let ordinal = account - first;
+        self.accounts[first as usize].tally.sent(cost);
         let entry = self.requests.get_mut(slot);
         entry.state = State::Leased;
         entry.lease = lease;
@@ -318,9 +321,13 @@ impl Engine {
     /// A backend may have another least head, or none any more.
     #[inline]
     pub(super) fn head_changed_at(&mut self, now: Instant, id: u16) {
-        let backend = &self.backends[usize::from(id)];
-        let ready = backend.accounts.blocked().is_none() && !backend.waiting.is_empty();
+        let backend = &mut self.backends[usize::from(id)];
+        let wanted = !backend.waiting.is_empty();
+        let ready = backend.accounts.blocked().is_none() && wanted;
         note_ready(&mut self.ready, id, ready);
+        if wanted != std::mem::replace(&mut backend.wanted, wanted) {
+            self.accounts[backend.accounts.all().start as usize].tally.note_demand(now, wanted);
+        }
         if !backend.reserved.is_empty() {
             self.lift_reservations(now, id);
         }
@@ -357,6 +364,13 @@ impl Engine {
         let waited = now.since(since);
         let limit = limit.min(waited);
         (limit, concurrency.min(waited - limit))
+    }
+
+    /// The counts of the backends that send on an account.
+    pub(super) fn tally(&mut self, account: u32) -> &mut Tally {
+        let backend = self.accounts[account as usize].backends[0];
+        let first = self.backends[usize::from(backend)].accounts.all().start;
+        &mut self.accounts[first as usize].tally
     }
 
     /// One more attempt of a backend runs on an account; whether that fills it.

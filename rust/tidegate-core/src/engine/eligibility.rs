@@ -168,6 +168,7 @@ impl Engine {
             for backend in account.backends.clone() {
                 self.backends[usize::from(backend)].is_scoped = !scoped.is_empty();
             }
+            account.tally.restart(now);
             self.refit_scopes(now, index);
             self.reopen(now, index);
         }

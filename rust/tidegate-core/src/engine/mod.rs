@@ -26,6 +26,7 @@ mod request;
 mod scope;
 mod share;
 mod status;
+mod tally;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -39,6 +40,7 @@ pub use lease::LeaseId;
 pub use request::{Flags, Handle, Waits};
 pub use scope::{Scope, ScopedLimits};
 pub use status::{BackendState, BackendStatus, ScopedUsage};
+pub use tally::Share;
 
 use crate::ledger::Ledger;
 use crate::queue::ingress::Room;

@@ -4,6 +4,7 @@ use super::account::Account;
 use super::backend::{Backend, Blocked, Cause};
 use super::eligibility::Presence;
 use super::scope::Scopes;
+use super::tally::Share;
 use super::{BackendId, Engine};
 use crate::limit::{GateState, Limit, Usage};
 use crate::time::Instant;
@@ -108,6 +109,14 @@ impl<'a> BackendStatus<'a> {
                 }
             })
         })
+    }
+
+    /// What was sent of what its declared limits allowed while something waited, since they were last changed; nothing without limits, or as
+    /// long as nothing has waited. Of backends that spend the same quota, together.
+    pub fn share(&self) -> Option<Share> {
+        let (first, count) = (self.accounts.first()?, self.accounts.len() as u32);
+        let limits: Vec<Limit> = first.quota.limits().copied().collect();
+        first.tally.share(self.now, &limits, count)
     }
 
     /// How each limit of each account stands; the account's ordinal, from 0, comes first.

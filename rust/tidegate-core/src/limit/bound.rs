@@ -166,6 +166,12 @@ fn steps(horizon: Span, amount: u32, period: Span) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
+/// Messages that are sent within `horizon` when `concurrency` of them may be on their way at once, each for `round_trip`.
+pub fn at_once(concurrency: u32, round_trip: Span, horizon: Span) -> u64 {
+    let rounds = horizon.as_nanos().checked_div(round_trip.as_nanos()).map_or(u64::MAX, |rounds| rounds.saturating_add(1));
+    u64::from(concurrency).saturating_mul(rounds)
+}
+
 /// How many of a limit's windows begin by the end of `horizon`, `late` later than they do; the one at the origin included.
 fn boundaries(limit: &Limit, late: Span, horizon: Span) -> u64 {
     let (period, first) =
@@ -230,6 +236,13 @@ mod tests {
         assert!((45_000..59_000).contains(&differing), "{differing}");
         let window = Limit::window(10, SECOND).unwrap();
         assert_eq!(reachable_on(&window, Margin::NONE, ms(90), by_six, horizon), 10 * (600_000 / 1090 + 1));
+    }
+
+    #[test]
+    fn what_concurrency_allows() {
+        assert_eq!(at_once(32, Span::from_millis(50), SECOND), 32 * 21);
+        assert_eq!(at_once(1, Span::from_secs(2), SECOND), 1);
+        assert_eq!(at_once(5, Span::ZERO, SECOND), u64::MAX);
     }
 
     #[test]

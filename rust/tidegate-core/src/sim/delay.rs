@@ -39,7 +39,7 @@ impl Delay {
                 let mut way = || Span::from_nanos((10.0 * MS + 30.0 * MS * dice.normal().exp()) as u64);
                 (way(), way())
             }
-            Delay::Jumping(least, most) => (if nth / PERIOD % 2 == 0 { most } else { least }, Span::ZERO),
+            Delay::Jumping(least, most) => (if (nth / PERIOD).is_multiple_of(2) { most } else { least }, Span::ZERO),
         }
     }
 
