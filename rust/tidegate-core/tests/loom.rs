@@ -157,6 +157,27 @@ fn a_pace_belongs_to_its_word() {
     });
 }
 
+/// Nor is anybody refused by it: of 1000 ns with a burst of 2, and 10 ns with a burst of 3, no answer is made of one and the other, be it
+/// that the word is read, or found to have changed when it was to be swapped.
+#[test]
+fn a_refusal_belongs_to_its_word() {
+    for (now, before) in [(5, Eligible::At(at(1500))), (2000, Eligible::Now)] {
+        model(move || {
+            let bucket = Arc::new(SharedGcra::new(Span::from_nanos(1000), 2));
+            bucket.borrow();
+            bucket.give_back(at(2500));
+            let asking = bucket.clone();
+            let thread = thread::spawn(move || asking.try_send(at(now), 1));
+            bucket.borrow();
+            bucket.set_pace(Span::from_nanos(10), 3);
+            bucket.give_back(at(9000));
+            let answer = thread.join().unwrap();
+            let known = [None, Some(before), Some(Eligible::At(at(8980)))];
+            assert!(known.contains(&answer), "{answer:?}");
+        });
+    }
+}
+
 // ---- The limiter: the word, its owner, and the line
 
 fn bucket(burst: u32) -> Limiter<u8> {
