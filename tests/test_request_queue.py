@@ -237,6 +237,19 @@ async def test_one_who_does_not_wait_may_be_quicker(quiet):
     assert log == [(0, "a"), (1, "b")]
 
 
+async def test_one_who_comes_behind_the_called_is_called_too(quiet):
+    """Where there is room for more than those who were woken, who comes before they have run does not wait for ever."""
+    queue = RequestQueue(2)
+    for number in range(2):
+        await queue.put(number)
+    tasks = [asyncio.create_task(queue.put(2))]
+    await settle()
+    assert [queue.get_nowait(), queue.get_nowait()] == [0, 1]
+    tasks.append(asyncio.create_task(queue.put(3)))
+    await asyncio.gather(*tasks)
+    assert drained(queue) == [2, 3]
+
+
 async def test_cancelled_get_loses_nothing(quiet):
     """Who is cancelled as its item comes leaves it to the next."""
     queue = RequestQueue()
@@ -315,7 +328,8 @@ async def test_random_programs(capacity, steps):
         rest.append(queue.get_nowait())
         await settle()
     if not putting:
-        assert rest == sorted(rest)
+        came = list(added.values())
+        assert rest == sorted(rest, key=lambda item: (item[0], came.index(item)))
     assert sorted([*out, *rest, *cancelled]) == sorted(added.values())
     for task in tasks:
         task.cancel()

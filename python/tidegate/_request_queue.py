@@ -89,14 +89,20 @@ class RequestQueue(Generic[Item]):
         """
         if timeout is None:
             await self._putters.wait()
-            return self.put_nowait(item, priority=priority, flow=flow)
+            return self._follow(item, priority, None, flow)
         seconds = seconds_of("timeout", timeout)
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         if not await self._putters.wait(due):
             msg = f"no room for {shown(item)} in the queue in {seconds:.3g} s"
             raise DeadlineExceededError(msg, target=item, after=seconds)
-        return self.put_nowait(item, priority=priority, timeout=max(due - loop.time(), LEAST), flow=flow)
+        return self._follow(item, priority, max(due - loop.time(), LEAST), flow)
+
+    def _follow(self, item: Item, priority: int, timeout: float | None, flow: str | None) -> int:
+        try:
+            return self.put_nowait(item, priority=priority, timeout=timeout, flow=flow)
+        finally:
+            self._putters.call()
 
     def put_nowait(
         self, item: Item, *, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None, flow: str | None = None
@@ -118,7 +124,9 @@ class RequestQueue(Generic[Item]):
     async def get(self) -> Item:
         """Take the item that goes next, as soon as there is one."""
         await self._getters.wait()
-        return self.get_nowait()
+        item = self.get_nowait()
+        self._getters.call()
+        return item
 
     def get_nowait(self) -> Item:
         """Take the item that goes next.
@@ -170,7 +178,7 @@ class Line:
         self._called = 0
 
     async def wait(self, due: float | None = None) -> bool:
-        """Return True when the caller may go on, False when the loop's time is `due`.
+        """Return True when the caller may go on, False when the loop's time is `due`. Who goes on is to call the next.
 
         Cancellation: the next is called in its place.
         """

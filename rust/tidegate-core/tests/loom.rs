@@ -157,6 +157,27 @@ fn a_pace_belongs_to_its_word() {
     });
 }
 
+/// Nor is anybody refused by it: of 1000 ns with a burst of 2, and 10 ns with a burst of 3, no answer is made of one and the other, be it
+/// that the word is read, or found to have changed when it was to be swapped.
+#[test]
+fn a_refusal_belongs_to_its_word() {
+    for (now, before) in [(5, Eligible::At(at(1500))), (2000, Eligible::Now)] {
+        model(move || {
+            let bucket = Arc::new(SharedGcra::new(Span::from_nanos(1000), 2));
+            bucket.borrow();
+            bucket.give_back(at(2500));
+            let asking = bucket.clone();
+            let thread = thread::spawn(move || asking.try_send(at(now), 1));
+            bucket.borrow();
+            bucket.set_pace(Span::from_nanos(10), 3);
+            bucket.give_back(at(9000));
+            let answer = thread.join().unwrap();
+            let known = [None, Some(before), Some(Eligible::At(at(8980)))];
+            assert!(known.contains(&answer), "{answer:?}");
+        });
+    }
+}
+
 // ---- The limiter: the word, its owner, and the line
 
 fn bucket(burst: u32) -> Limiter<u8> {
@@ -192,26 +213,40 @@ fn nobody_overtakes_the_line() {
         assert_eq!(limiter.try_acquire(at(0), 1, None), Ok(true));
         let (admitted, turn) = limiter.join(at(0), 1, 1, None).unwrap();
         assert_eq!((admitted, turn.next), (false, Some((1, Span::from_nanos(100)))));
+        limiter.join(at(0), 2, 1, None).unwrap();
         let asking = limiter.clone();
-        let thread = thread::spawn(move || asking.try_acquire(at(100), 1, None));
-        let turn = limiter.poll(at(100), None).unwrap();
-        assert_eq!(turn.admitted, [1]);
-        limiter.claim(at(100), 1, None, true).unwrap();
-        assert_eq!(thread.join().unwrap(), Ok(false));
-        assert_eq!(limiter.try_acquire(at(200), 1, None), Ok(true));
+        let thread = thread::spawn(move || [100, 200].map(|nanos| asking.try_acquire(at(nanos), 1, None)));
+        for waiter in [1, 2] {
+            let turn = limiter.poll(at(100 * waiter), None).unwrap();
+            assert_eq!(turn.admitted, [waiter]);
+            limiter.claim(at(100 * waiter), waiter, None, true).unwrap();
+        }
+        assert_eq!(thread.join().unwrap(), [Ok(false), Ok(false)]);
+        assert_eq!(limiter.try_acquire(at(300), 1, None), Ok(true));
     });
 }
 
-/// A change of limits reaches the line, and who asks meanwhile is decided by the old limits or by the new ones.
+/// A change of limits reaches who asks meanwhile: it is decided and charged by the old limits or by the new ones, and if by the old, before.
 #[test]
 fn a_change_of_limits_meets_a_caller() {
-    model(|| {
-        let limiter = Arc::new(bucket(1));
+    let limit = |amount, burst| Limit::bucket(amount, Span::from_nanos(5000), burst).unwrap();
+    model(move || {
+        let limiter = Arc::new(Limiter::<u8>::new(&[limit(50, 1)], Margin::NONE));
         let asking = limiter.clone();
         let thread = thread::spawn(move || (0..3).filter(|_| asking.try_acquire(at(0), 1, None) == Ok(true)).count());
-        limiter.set_limits(at(0), &[Limit::bucket(1, Span::from_nanos(100), 2).unwrap()]).unwrap();
+        limiter.set_limits(at(0), &[limit(50, 2)]).unwrap();
         let sent = thread.join().unwrap();
         let rest = (0..3).filter(|_| limiter.try_acquire(at(0), 1, None) == Ok(true)).count();
         assert_eq!(sent + rest, 2);
+    });
+    model(move || {
+        let limiter = Arc::new(Limiter::<u8>::new(&[limit(50, 1)], Margin::NONE));
+        let asking = limiter.clone();
+        let thread = thread::spawn(move || asking.try_acquire(at(0), 1, None));
+        limiter.set_limits(at(0), &[limit(1, 1)]).unwrap();
+        assert_eq!(thread.join().unwrap(), Ok(true));
+        // Charged before, it is as good as a whole interval of the new pace.
+        assert_eq!(limiter.try_acquire(at(4999), 1, None), Ok(false));
+        assert_eq!(limiter.try_acquire(at(5000), 1, None), Ok(true));
     });
 }

@@ -97,8 +97,8 @@ impl SharedGcra {
 
     /// Takes the TAT away. For the owner, who has not borrowed it yet.
     pub fn borrow(&self) -> Instant {
-        // ORDERING: Acquire orders the owner after the admissions that made this TAT; Release is for `set_pace`.
-        let tat = self.tat.swap(BORROWED, Ordering::AcqRel);
+        // ORDERING: Relaxed; what comes after it is released by `set_pace` and `give_back`, and owners meet under their lock.
+        let tat = self.tat.swap(BORROWED, Ordering::Relaxed);
         debug_assert_ne!(tat, BORROWED, "borrowed twice");
         Instant::from_nanos(tat)
     }
