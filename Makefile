@@ -18,7 +18,7 @@ unexport CONDA_PREFIX
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test build lint format bench conformance instructions prove clean rust-test python-test
+.PHONY: help demo test build lint format bench conformance coverage instructions prove clean rust-test python-test
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ conformance: ## Try every kind of limit against every kind of server, in virtual
 
 instructions: build ## Count instructions a request, with valgrind
 	PYTHON=$(BIN)/python bench/instructions.sh
+
+coverage: ## Line coverage of the core by its own tests; fails below 90 % (needs llvm-cov of rustc's LLVM)
+	.ci/coverage
 
 prove: build ## The long search: many random cases, every interleaving of threads, and the tests marked slow
 	CARGO_PROFILE_TEST_OPT_LEVEL=2 PROPTEST_CASES=$(PROVE_CASES) \
