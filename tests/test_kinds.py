@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 
@@ -71,14 +71,15 @@ class Log:
 
 
 class World:
-    """A server behind a line that takes 40 ms each way."""
+    """A server behind a line that takes 40 ms each way, and up to `jitter` more to the server, in a pattern of three."""
 
-    def __init__(self, server, *, body=0.0):
+    def __init__(self, server, *, body=0.0, jitter=0.0):
         self.clock, self.server, self.body = ManualClock(), server, body
+        self.ways = cycle((0.04, 0.04 + jitter, 0.04 + jitter / 2))
         self.accepted, self.rejected = [], []
 
     async def fetch(self, request):
-        await self.clock.sleep(0.04)
+        await self.clock.sleep(next(self.ways))
         admitted = self.server.admits(self.clock.time_ns())
         (self.accepted if admitted else self.rejected).append(self.clock.time())
         await self.clock.sleep(0.04)
@@ -144,8 +145,8 @@ async def test_a_named_kind_never_changes():
 
 
 async def test_a_guess_climbs_until_it_fits():
-    """What was not named becomes stricter with each rejection of what conformed, until it fits: evenly spaced, any rung does."""
-    world = World(Leaky(10, 1))
+    """What was not named becomes stricter with each rejection of what conformed, until there are no more."""
+    world = World(Leaky(10, 1), jitter=0.08)
     events, kind = await collect(world, Limit(10, 1), 200)
     steps = [event.step for event in events if event.kind == "limit_stepped"]
     assert steps[0].before == "window"
@@ -218,6 +219,18 @@ def unix_of(instant):
     from datetime import UTC, datetime
 
     return datetime.now(UTC).timestamp() - asyncio.get_running_loop().time() + instant
+
+
+# ---- What is known of the line
+
+
+@pytest.mark.parametrize("jitter, least, most", [(None, 52, 54), (0, 49, 49.5), ("auto", 50, 51.5)])
+async def test_jitter(jitter, least, most):
+    """On a line that takes as long each time, who knows that loses no round trip a window, and is not rejected."""
+    world = World(Log(20, 1))
+    await collect(world, Limit(20, 1, kind="window", jitter=jitter), 1000)
+    assert world.rejected == []
+    assert least <= world.clock.time() <= most
 
 
 # ---- The anchor

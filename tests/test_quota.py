@@ -166,6 +166,31 @@ def test_anchor_and_alignment():
     assert limit not in (Limit(5, 60), Limit(5, 60, aligned=True), Limit(5, 60, anchor="finish"))
 
 
+def test_jitter():
+    """Nothing is known of the line by default; seconds, a timedelta or "auto" say more."""
+    assert Limit(5, 60).jitter is None
+    assert Limit(5, 60, jitter=timedelta(milliseconds=5)) == Limit(5, 60, jitter=0.005)
+    assert (Limit(5, 60, jitter=0).jitter, Limit(5, 60, jitter="auto").jitter) == (0.0, "auto")
+    assert repr(Limit(5, 60, jitter=1)) == "Limit('5/60s', jitter=1.0)"
+    assert repr(Limit(5, 60, jitter="auto")) == "Limit('5/60s', jitter='auto')"
+
+
+@pytest.mark.parametrize("jitter", [-0.1, float("nan"), float("inf"), "5", True, timedelta(seconds=-1), []], ids=repr)
+def test_wrong_jitter(jitter):
+    """Jitter is a span from 0, or one word."""
+    with pytest.raises(ConfigError) as caught:
+        Limit(5, 1, jitter=jitter)
+    assert str(caught.value) == f"jitter={jitter!r}: give seconds from 0, a timedelta, 'auto' or None"
+    assert caught.value.option == "jitter"
+
+
+@pytest.mark.parametrize("options", [{"anchor": "finish"}, {"aligned": True}], ids=repr)
+def test_jitter_that_has_no_use(options):
+    """What is known of the line says nothing where acknowledgements are not what holds back."""
+    with pytest.raises(ConfigError, match="it has no use with"):
+        Limit(5, 1, jitter=0, **options)
+
+
 @pytest.mark.parametrize("anchor", ["header", "", None, 1, ["finish"]], ids=repr)
 def test_wrong_anchor(anchor):
     """An anchor is one of two words."""

@@ -99,6 +99,12 @@ class Limit:
         per: A scope, such as `"host"`: each of its values has the limit to itself, on each account, from the first request that
             carries it until it is full again. A request says its values with `scopes=`; for `"host"` a target that is an http(s)
             URL says it itself.
+        jitter: By how many seconds the times that requests take to the server differ at most, from 0, if you are sure of that:
+            between machines of one rack, say. Then a request need not be acknowledged to be known to have been counted, and
+            long round trips cost little: a bucket of 6 at 100 a second and a round trip of 80 ms lets 99.9 % through instead
+            of 66 %. `"auto"` finds the number out where delays seem to have a bound and it gains more than 2 %; when delays
+            drop all at once it is rejected, and then stays off for an hour. Not for aligned windows, nor with
+            `anchor="finish"`.
         name: How it is called in snapshots; default its text, such as `"100/60s"`.
 
     Raises:
@@ -126,6 +132,7 @@ class Limit:
     anchor: Anchor
     aligned: bool
     per: str | None
+    jitter: float | Literal["auto"] | None
     name: str
 
     def __init__(
@@ -138,6 +145,7 @@ class Limit:
         anchor: Anchor = "headers",
         aligned: bool = False,
         per: str | None = None,
+        jitter: float | timedelta | Literal["auto"] | None = None,
         name: str | None = None,
     ) -> None:
         guessed = kind is None
@@ -155,6 +163,11 @@ class Limit:
         if aligned and kind != "window":
             msg = f"aligned={aligned!r}: only windows are aligned; leave it out, or give kind='window' and no burst"
             raise ConfigError(msg, option="aligned", value=aligned)
+        jitter = _jitter_of(jitter)
+        if jitter is not None and (aligned or anchor == "finish"):
+            other = "aligned=True" if aligned else "anchor='finish'"
+            msg = f"jitter={jitter!r}: it has no use with {other}; leave one of them out"
+            raise ConfigError(msg, option="jitter", value=jitter)
         count_of("amount", amount)
         burst = _burst_of(kind, amount, burst)
         seconds = seconds_of("period", period)
@@ -178,6 +191,7 @@ class Limit:
         object.__setattr__(self, "anchor", anchor)
         object.__setattr__(self, "aligned", aligned)
         object.__setattr__(self, "per", per)
+        object.__setattr__(self, "jitter", jitter)
         object.__setattr__(self, "name", name or self._text())
 
     @classmethod
@@ -201,7 +215,7 @@ class Limit:
             raise ConfigError(msg, option="quota", value=text) from error
 
     def _text(self) -> str:
-        """What `parse` reads as this limit, to the last digit; it has no words for `anchor` and `aligned`."""
+        """What `parse` reads as this limit, to the last digit; it has no words for `anchor`, `aligned` and `jitter`."""
         seconds = repr(self.period).removesuffix(".0")
         if "e" in seconds:
             from decimal import Decimal
@@ -219,7 +233,19 @@ class Limit:
     def __repr__(self) -> str:
         anchor = "" if self.anchor == "headers" else f", anchor={self.anchor!r}"
         aligned = ", aligned=True" if self.aligned else ""
-        return f"Limit({self._text()!r}{anchor}{aligned})"
+        jitter = "" if self.jitter is None else f", jitter={self.jitter!r}"
+        return f"Limit({self._text()!r}{anchor}{aligned}{jitter})"
+
+
+def _jitter_of(value: float | timedelta | str | None) -> float | Literal["auto"] | None:
+    """Seconds from 0, or what was given instead of a number."""
+    if value is None or value == "auto":
+        return cast("Literal['auto'] | None", value)
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not is_number(seconds) or seconds < 0:
+        msg = f"jitter={value!r}: give seconds from 0, a timedelta, 'auto' or None"
+        raise ConfigError(msg, option="jitter", value=value)
+    return float(seconds)
 
 
 def _burst_of(kind: Kind, amount: int, burst: int | None) -> int | None:

@@ -83,6 +83,8 @@ def backends() -> list[Backend]:
         Limit(10, timedelta(seconds=1), kind="bucket", burst=20),
         Limit(50, 5, kind="counter", anchor="finish"),
         Limit(600, 60, aligned=True),
+        Limit(10, 1, jitter=0.005),
+        Limit(10, 1, jitter="auto"),
         Limit(1, 1.5, name="polite"),
     ]
     assert_type(Limit.parse("900/15min"), Limit)

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use tidegate_core::engine::ScopedLimits;
-use tidegate_core::limit::{self, Anchor, Kind, Limit, Margin};
+use tidegate_core::limit::{self, Anchor, Jitter, Kind, Limit, Margin};
 use tidegate_core::time::Span;
 
 use crate::clock::Clock;
@@ -20,6 +20,14 @@ pub(crate) struct LimitOptions {
     anchor: String,
     per: Option<String>,
     aligned: bool,
+    jitter: Option<JitterOption>,
+}
+
+/// What a `tidegate.Limit` says of the line: seconds, or `"auto"`.
+#[derive(FromPyObject)]
+enum JitterOption {
+    Known(f64),
+    Auto(#[allow(dead_code)] String),
 }
 
 /// A `tidegate.BackendQuota`.
@@ -64,6 +72,11 @@ impl LimitOptions {
             let text = PyString::new(py, &format!("{amount}/{period}s"));
             error::config("quota", text.as_any(), &format!("{refused}; give a smaller amount, period or burst"))
         })?;
+        let limit = limit.jittered(match &self.jitter {
+            None => Jitter::None,
+            Some(JitterOption::Known(seconds)) => Jitter::Known(convert::span(*seconds).unwrap_or(Span::from_nanos(u64::MAX))),
+            Some(JitterOption::Auto(_)) => Jitter::Auto,
+        });
         let limit = limit.anchored(if self.anchor == "finish" { Anchor::Finish } else { Anchor::Headers });
         Ok(if self.guessed { limit.guessed() } else { limit })
     }
