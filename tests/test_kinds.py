@@ -150,7 +150,7 @@ async def test_a_guess_climbs_until_it_fits():
     events, kind = await collect(world, Limit(10, 1), 200)
     steps = [event.step for event in events if event.kind == "limit_stepped"]
     assert steps[0].before == "window"
-    assert steps[-1].after == kind
+    assert steps[-1].after == kind == "leaky"
     assert all(step.after == following.before for step, following in pairwise(steps))
     assert {step.limit for step in steps} == {"10/1s"}
     assert steps[0].used == 10
