@@ -56,9 +56,10 @@ instructions: build ## Count instructions a request, with valgrind
 coverage: ## Line coverage of the core by its own tests; fails below 90 % (needs llvm-cov of rustc's LLVM)
 	.ci/coverage
 
-prove: build ## The long search: many random cases, and the tests marked slow
+prove: build ## The long search: many random cases, every interleaving of threads, and the tests marked slow
 	CARGO_PROFILE_TEST_OPT_LEVEL=2 PROPTEST_CASES=$(PROVE_CASES) \
 		cargo test --package tidegate-core --locked --target-dir target/prove
+	RUSTFLAGS="--cfg loom" cargo test --release --package tidegate-core --locked --target-dir target/loom --test loom
 	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile=prove
 
 clean: ## Remove .venv and everything that was built

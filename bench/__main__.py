@@ -8,12 +8,13 @@ from pathlib import Path
 
 import dispatch
 import idle
+import limiter
 import memory
 import submit
 from measure import HEADER, LOOPS, Row, as_record, refuse_debug_build, versions
 
 RESULTS = Path(__file__).parent / "results"
-BENCHES = ("dispatch", "fetch", "submit", "memory", "idle")
+BENCHES = ("dispatch", "fetch", "submit", "limiter", "memory", "idle")
 LEAST_ROUNDS = 5
 METHOD = (
     "All contenders of a row run in one process, in turn. A value is the ratio of their least CPU times over the rounds, "
@@ -30,6 +31,8 @@ def measured(benches: list[str], loops: list[str], rounds: int) -> Iterator[Row]
             yield from dispatch.fetch_rows(loop, rounds)
     if "submit" in benches:
         yield from submit.rows(loops[-1], rounds)
+    if "limiter" in benches:
+        yield from limiter.rows(loops[-1], rounds)
     if "memory" in benches:
         yield from memory.rows()
     if "idle" in benches:

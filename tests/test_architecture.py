@@ -277,6 +277,13 @@ def test_only_the_engine_knows_more_than_one_policy():
     assert {module: policies for module, policies in known.items() if len(policies) > 1} == {}
 
 
+def test_atomics_and_locks_come_from_one_module():
+    """What threads change can be modelled with loom: it is never the standard library's own."""
+    shared = re.compile(r"\bstd::(sync(?!::Arc;)|thread)\b")
+    naming = {module for path, module in core_sources().items() if shared.search(rust_code(path.read_text()))}
+    assert naming == {"sync"}
+
+
 def test_unsafe_stays_in_its_folders():
     outside = [
         f"{file}:{code[: match.start()].count(NEWLINE) + 1}"

@@ -421,7 +421,7 @@ async def test_rejection_from_a_thread():
     async with RateLimitScheduler([Backend("api", fetch)]) as scheduler:
         reply = await scheduler.fetch("target")
     assert (reply.value, reply.attempts, len(calls)) == ("target", 1, 2)
-    assert reply.waits["limit"] >= 0.04
+    assert reply.waits["limit"] >= 0.035  # marked in steps of 1 ms
 
 
 async def test_recharge_from_a_thread():

@@ -27,10 +27,12 @@ from tidegate._errors import (
     TidegateError,
 )
 from tidegate._lease import Lease
+from tidegate._limiter import Limiter
 from tidegate._options import Priority, Retry
 from tidegate._order import Aging, Fair, Order
 from tidegate._outcome import Outcome
 from tidegate._quota import BackendQuota, Limit
+from tidegate._request_queue import RequestQueue
 from tidegate._scheduler import RateLimitScheduler
 from tidegate._snapshot import Event, Ledger, Snapshot
 from tidegate._stream import ReplyStream
@@ -52,6 +54,7 @@ __all__ = [
     "Lease",
     "Ledger",
     "Limit",
+    "Limiter",
     "Order",
     "Outcome",
     "Priority",
@@ -62,6 +65,7 @@ __all__ = [
     "Request",
     "RequestCancelledError",
     "RequestFailedError",
+    "RequestQueue",
     "Retry",
     "SchedulerClosedError",
     "Snapshot",

@@ -1,6 +1,7 @@
 """A backend as a user states it."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, get_args
 
 from tidegate import _core
 from tidegate._errors import ConfigError
@@ -9,6 +10,7 @@ from tidegate._quota import BackendQuota, is_number, seconds_of
 
 Handler = Callable[[_core.Request], Awaitable[object]] | Callable[[_core.Request], object]
 Classify = Callable[[_core.Request, object], Outcome]
+ColdStart = Literal["assume_empty", "assume_full"]
 
 
 class Backend:
@@ -25,6 +27,9 @@ class Backend:
             to itself; an attempt goes to the least busy one that has room, and finds it as `request.account`.
         weight: Its share when several backends are ready, above 0.
         classify: `classify(request, value_or_exception) -> Outcome`, instead of the rules in the guide.
+        cold_start: What is assumed of the server when the scheduler is made, which may remember what an earlier run of this
+            program sent: `"assume_empty"`, nothing; or `"assume_full"`, all that it allows, so that windows open after a whole
+            period and buckets fill from nothing.
 
     Raises:
         ConfigError: An argument is out of range.
@@ -40,6 +45,7 @@ class Backend:
         accounts: Sequence[object] | None = None,
         weight: float = 1,
         classify: Classify | None = None,
+        cold_start: ColdStart = "assume_empty",
     ) -> None:
         if not isinstance(name, str) or not name:
             msg = f"name={name!r}: give the backend a name, such as 'api'"
@@ -52,6 +58,9 @@ class Backend:
         if classify is not None and not callable(classify):
             msg = f"classify={classify!r}: give a function of (request, value or exception), or None"
             raise ConfigError(msg, option="classify", value=classify)
+        if cold_start not in get_args(ColdStart):
+            msg = f"cold_start={cold_start!r}: give 'assume_empty' or 'assume_full'"
+            raise ConfigError(msg, option="cold_start", value=cold_start)
         if not is_number(weight) or weight <= 0:
             msg = f"weight={weight!r}: give a number above 0"
             raise ConfigError(msg, option="weight", value=weight)
@@ -71,6 +80,7 @@ class Backend:
         self.accounts: tuple[object, ...] | None = None if accounts is None else tuple(accounts)
         self.weight = float(weight)
         self.classify = classify
+        self.cold_start = cold_start
 
     async def aopen(self) -> None:
         """Called on the loop before the first attempt. A subclass opens here what it owns."""

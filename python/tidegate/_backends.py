@@ -10,7 +10,7 @@ from itertools import cycle
 from tidegate import _core
 from tidegate._backend import Backend
 from tidegate._errors import ConfigError
-from tidegate._quota import BackendQuota
+from tidegate._quota import BackendQuota, Limit
 from tidegate._runner import Runner, runner_of
 from tidegate._snapshot import BackendState, Event, LimitState, Step
 from tidegate._threads import HandlerThreads
@@ -37,6 +37,7 @@ class Backends:
             raise ConfigError(msg, option="backends", value=backends)
         self._core = core
         self._entries: dict[str, _Entry] = {}
+        self._scopes: frozenset[str] = frozenset()
         self._runners: dict[str, Runner] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._is_open = False
@@ -47,6 +48,11 @@ class Backends:
     def runners(self) -> Mapping[str, Runner]:
         """What runs an attempt, by the name of its backend."""
         return self._runners
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """The scopes that limits count by."""
+        return self._scopes
 
     @property
     def caps(self) -> Iterator[int | None]:
@@ -80,6 +86,7 @@ class Backends:
         self._core.add_backend(backend, runner)
         self._runners[backend.name] = runner
         self._entries[backend.name] = entry
+        self._note_scopes(backend.quota)
 
     def remove(self, name: str, *, drain: bool) -> None:
         """Take one out; see `RateLimitScheduler.remove_backend`."""
@@ -101,6 +108,7 @@ class Backends:
             raise ConfigError(msg, option="group", value=quota.group)
         quota = BackendQuota(*quota.limits, concurrency=quota.concurrency, group=group)
         self._core.set_quota(name, quota)
+        self._note_scopes(quota)
         for other in self._entries.values():
             if other is entry or (group is not None and other.quota.group == group):
                 other.quota = quota
@@ -121,15 +129,23 @@ class Backends:
             if self._closing:
                 await asyncio.wait(self._closing)
 
-    def event(self, kind: str, backend: str, seconds: float | None, step: tuple[int, str, str, int] | None) -> Event:
+    def event(
+        self,
+        kind: str,
+        backend: str,
+        seconds: float | None,
+        step: tuple[int, str, str, int] | None,
+        scope: tuple[str, str] | None,
+    ) -> Event:
         """A change of state, in words."""
         if step is None:
-            return Event(kind, backend, seconds)
+            return Event(kind, backend, seconds, scope=scope)
         number, before, after, used = step
-        limits = self._entries[backend].quota.limits
+        per = scope and scope[0]
+        limits = [limit for limit in self._entries[backend].quota.limits if limit.per == per]
         # Its quota may have changed since.
         name = limits[number].name if number < len(limits) else ""
-        return Event(kind, backend, seconds, Step(name, before, after, used))
+        return Event(kind, backend, seconds, Step(name, before, after, used), scope)
 
     def hear(self, event: Event | None) -> None:
         """Close one on which nothing runs any more."""
@@ -144,31 +160,33 @@ class Backends:
     def states(self) -> dict[str, BackendState]:
         """How each stands now, and its limits."""
         states = {}
-        for name, state, until, in_flight, strays, share, usage in self._core.status():
+        for name, state, until, in_flight, strays, share, of_all, of_each in self._core.status():
             entry = self._entries.get(name)
             if entry is None:  # its end is about to be told
                 continue
+            limits = entry.quota.limits
+            scopes = dict.fromkeys(limit.per for limit in limits if limit.per is not None)
+            declared = cycle([limit for limit in limits if limit.per is None])
+            each = cycle([limit for scope in scopes for limit in limits if limit.per == scope])
             has_accounts = entry.backend.accounts is not None
-            rows = tuple(
-                LimitState(
-                    name=limit.name,
-                    kind=kind,
-                    amount=limit.amount,
-                    period=limit.period,
-                    burst=limit.burst,
-                    used=used,
-                    available=available,
-                    next_eligible_in=next_eligible,
-                    account=account if has_accounts else None,
-                )
-                for limit, (account, kind, used, available, next_eligible) in zip(cycle(entry.quota.limits), usage, strict=False)
-            )
-            states[name] = BackendState(state, until, in_flight, strays, share, rows)
+            rows = [
+                _limit_state(limit, account if has_accounts else None, *usage)
+                for limit, (account, usage) in zip(declared, of_all, strict=False)
+            ]
+            rows += [
+                _limit_state(limit, account if has_accounts else None, *usage, scopes=values, waiting=blocked)
+                for limit, (account, usage, values, blocked) in zip(each, of_each, strict=False)
+            ]
+            states[name] = BackendState(state, until, in_flight, strays, share, tuple(rows))
         return states
 
     def __iter__(self) -> Iterator[str]:
         """The names of those that were not removed."""
         return (entry.backend.name for entry in self._here())
+
+    def _note_scopes(self, quota: BackendQuota) -> None:
+        # What a removed backend was limited by is said all the same: it does no harm.
+        self._scopes |= {limit.per for limit in quota.limits if limit.per is not None}
 
     def _here(self) -> Iterator[_Entry]:
         return (entry for entry in self._entries.values() if entry.is_here)
@@ -192,6 +210,33 @@ class Backends:
                     "same limits, concurrency and accounts, or different groups"
                 )
                 raise ConfigError(msg, option="group", value=group)
+
+
+def _limit_state(
+    limit: Limit,
+    account: int | None,
+    kind: str,
+    used: int,
+    available: int,
+    next_eligible_in: float | None,
+    *,
+    scopes: int | None = None,
+    waiting: int | None = None,
+) -> LimitState:
+    return LimitState(
+        name=limit.name,
+        kind=kind,
+        amount=limit.amount,
+        period=limit.period,
+        burst=limit.burst,
+        used=used,
+        available=available,
+        next_eligible_in=next_eligible_in,
+        account=account,
+        per=limit.per,
+        scopes=scopes,
+        waiting=waiting,
+    )
 
 
 def _after(opening: "asyncio.Task[None]", runner: Runner) -> Runner:

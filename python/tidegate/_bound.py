@@ -16,7 +16,7 @@ def bound(
     `amount * (floor(horizon / period) + 1)`, for a bucket `burst + floor(horizon / interval)`, of several limits the least.
 
     Args:
-        quota: The limits, as the server counts them.
+        quota: The limits, as the server counts them. One that is `per` a scope bounds no total, and is left out.
         horizon: Seconds, or a timedelta; its last instant included.
         round_trip: Seconds from sending a message to its headers, on average. Then the bound is what Tidegate can send, which
             starts a limit's clock at the headers, and its concurrency is one more limit. None: what the server lets through.

@@ -1,5 +1,6 @@
 """Everything that Tidegate raises. This module imports nothing of ours."""
 
+from asyncio import QueueFull
 from collections.abc import Sequence
 
 
@@ -35,12 +36,12 @@ class CostExceedsBurstError(TidegateError, ValueError):
         self.burst = burst
 
 
-class QueueFullError(TidegateError):
-    """The scheduler holds as many pending requests as its `capacity` allows.
+class QueueFullError(TidegateError, QueueFull):
+    """The scheduler holds as many pending requests, or the queue as many items, as its `capacity` allows.
 
     Attributes:
         target: What was refused.
-        capacity: Most requests pending at once.
+        capacity: Most requests pending, or items waiting, at once.
     """
 
     def __init__(self, message: str, *, target: object = None, capacity: int = 0) -> None:

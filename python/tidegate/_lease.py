@@ -39,9 +39,9 @@ class Lease:
         """Say that response headers arrived; see `Request.ack`."""
         self._request.ack(status, headers, retry_after=retry_after)
 
-    async def recharge(self, cost: int = 1) -> None:
+    async def recharge(self, cost: int = 1, *, scopes: Mapping[str, str] | None = None) -> None:
         """Wait until one more message may be sent; see `Request.recharge`."""
-        await self._request.recharge(cost)
+        await self._request.recharge(cost, scopes=scopes)
 
     def __repr__(self) -> str:
         return f"<Lease of {self.backend!r}>"

@@ -29,9 +29,11 @@ GRAMMAR = re.compile(
     (?P<count> \d+ (?: \.\d+ )? )? \s* (?P<unit> [a-z]+ )
     (?: \s+ burst \s* (?P<burst> \d[\d_]{0,30} ) )?
     (?: \s+ (?P<kind> window | bucket | leaky | counter | unknown ) )?
+    (?: \s+ per \s+ (?P<per> [a-z_][\w.-]{0,63} ) )?
     """,
     re.VERBOSE,
 )
+SCOPE = re.compile(r"[a-z_][\w.-]{0,63}")
 LARGEST = 2**32 - 1
 # Seconds that a limit may take to refill: 100 years.
 LONGEST = 100 * 31_557_600
@@ -94,6 +96,9 @@ class Limit:
             worth may go right behind each boundary. This machine's clock and the server's must agree to 0.1 seconds (or to an
             eighth of a shorter period), as those that are set by NTP do. The clock is read once, when a scheduler is made. With a
             `ManualClock` they begin at multiples of the period of its time.
+        per: A scope, such as `"host"`: each of its values has the limit to itself, on each account, from the first request that
+            carries it until it is full again. A request says its values with `scopes=`; for `"host"` a target that is an http(s)
+            URL says it itself.
         jitter: By how many seconds the times that requests take to the server differ at most, from 0, if you are sure of that:
             between machines of one rack, say. Then a request need not be acknowledged to be known to have been counted, and
             long round trips cost little: a bucket of 6 at 100 a second and a round trip of 80 ms lets 99.9 % through instead
@@ -115,6 +120,8 @@ class Limit:
         20
         >>> Limit(50, 5, kind="counter")
         Limit('50/5s counter')
+        >>> Limit.parse("1/s per host").per
+        'host'
     """
 
     amount: int
@@ -124,6 +131,7 @@ class Limit:
     burst: int | None
     anchor: Anchor
     aligned: bool
+    per: str | None
     jitter: float | Literal["auto"] | None
     name: str
 
@@ -136,6 +144,7 @@ class Limit:
         burst: int | None = None,
         anchor: Anchor = "headers",
         aligned: bool = False,
+        per: str | None = None,
         jitter: float | timedelta | Literal["auto"] | None = None,
         name: str | None = None,
     ) -> None:
@@ -168,6 +177,9 @@ class Limit:
         if burst is not None and seconds * burst / amount > LONGEST:
             msg = f"burst={burst!r}: takes longer than 100 years to refill; give a smaller one"
             raise ConfigError(msg, option="burst", value=burst)
+        if per is not None and not (isinstance(per, str) and SCOPE.fullmatch(per)):
+            msg = f"per={per!r}: give the name of a scope, such as 'host', or leave it out"
+            raise ConfigError(msg, option="per", value=per)
         if name is not None and not (isinstance(name, str) and name):
             msg = f"name={name!r}: give a text, or leave it out"
             raise ConfigError(msg, option="name", value=name)
@@ -178,12 +190,13 @@ class Limit:
         object.__setattr__(self, "burst", burst)
         object.__setattr__(self, "anchor", anchor)
         object.__setattr__(self, "aligned", aligned)
+        object.__setattr__(self, "per", per)
         object.__setattr__(self, "jitter", jitter)
         object.__setattr__(self, "name", name or self._text())
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a limit such as `"100/min"`, `"900/15min"`, `"10/s burst 20"`, `"3k/h"`, `"50/5s counter"`.
+        """Read a limit such as `"100/min"`, `"900/15min"`, `"10/s burst 20"`, `"3k/h"`, `"50/5s counter"`, `"1/s per host"`.
 
         Raises:
             ConfigError: The text is no limit.
@@ -196,7 +209,7 @@ class Limit:
         burst = int(found["burst"].replace("_", "")) if found["burst"] else None
         try:
             period = float(found["count"] or 1) * unit
-            return cls(amount, period, kind=cast("Kind | None", found["kind"]), burst=burst)
+            return cls(amount, period, kind=cast("Kind | None", found["kind"]), burst=burst, per=found["per"])
         except ConfigError as error:
             msg = f"quota={text!r}: {error}"
             raise ConfigError(msg, option="quota", value=text) from error
@@ -213,6 +226,8 @@ class Limit:
             words.append(f"burst {self.burst}")
         if not self.guessed:
             words.append(self.kind)
+        if self.per is not None:
+            words.append(f"per {self.per}")
         return " ".join(words)
 
     def __repr__(self) -> str:

@@ -24,6 +24,7 @@ from tidegate._order import Order
 from tidegate._order import checked as checked_order
 from tidegate._quota import BackendQuota, count_of, seconds_of
 from tidegate._runner import ContextRunner, Runner
+from tidegate._scopes import scopes_of
 from tidegate._snapshot import Event, Ledger, Snapshot
 from tidegate._stream import ReplyStream
 from tidegate._waiting import reply_of
@@ -36,7 +37,7 @@ GRACE = 5.0
 # Combinations of options that are kept checked.
 MOST_TERMS = 256
 # Options of which there may be one value for each request.
-PARTICULAR = ("flow", "not_before", "unique")
+PARTICULAR = ("flow", "not_before", "unique", "scopes")
 # Targets that `submit_many` hands over at once.
 PART = 4096
 
@@ -58,6 +59,8 @@ class RequestOptions(TypedDict, total=False):
             a request of its own: it takes no place, and gets the same reply. The request then has the earliest deadline, the
             most urgent priority and the earliest `not_before` of all; the rest stays as the first one asked. It is cancelled
             when all who joined have cancelled.
+        scopes: What limits that are `per` something count it by, such as `{"user": "ada"}`. A target that is an http(s) URL says
+            its `"host"` itself.
     """
 
     priority: int
@@ -67,6 +70,7 @@ class RequestOptions(TypedDict, total=False):
     flow: str | None
     not_before: float | timedelta | datetime | None
     unique: str | None
+    scopes: Mapping[str, str] | None
 
 
 class BatchOptions(TypedDict, total=False):
@@ -79,6 +83,7 @@ class BatchOptions(TypedDict, total=False):
     flow: str | Callable[[object], str | None] | None
     not_before: float | timedelta | datetime | Callable[[object], float | timedelta | datetime | None] | None
     unique: str | Callable[[object], str | None] | None
+    scopes: Mapping[str, str] | Callable[[object], Mapping[str, str] | None] | None
 
 
 class RateLimitScheduler:
@@ -207,7 +212,7 @@ class RateLimitScheduler:
 
         Cancellation: nothing stays accepted.
         """
-        terms = self._terms_of(options)
+        terms = self._terms_at(target, options)
         tickets = self._accept_now(target, terms) or await self._accept([target], repeat(terms))
         return tickets[0]
 
@@ -218,7 +223,7 @@ class RateLimitScheduler:
             QueueFullError: The scheduler is full, or others wait in line.
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
         """
-        tickets = self._accept_now(target, self._terms_of(options))
+        tickets = self._accept_now(target, self._terms_at(target, options))
         if not tickets:
             raise self._full(target)
         return tickets[0]
@@ -256,7 +261,7 @@ class RateLimitScheduler:
         Thread safety: any thread but the loop's should wait for the result.
         """
         driver = self._accepting()
-        terms = self._terms_of(options)
+        terms = self._terms_at(target, options)
         future: concurrent.futures.Future[_core.Reply] = concurrent.futures.Future()
         if not self._core.submit_threadsafe(target, terms, future):
             future.set_exception(self._full(target))
@@ -301,7 +306,7 @@ class RateLimitScheduler:
         if ahead is None:
             ahead = max(LEAST_AHEAD, 2 * sum(cap or UNCAPPED for cap in self._backends.caps))
         core, override = self._core, self._override()
-        if not any(callable(option) for option in options.values()):
+        if not self._are_particular(options):
             terms = self._terms_of(options)
 
             def accept(batch: list[object], stream: _core.Stream, index: int) -> int:
@@ -320,7 +325,13 @@ class RateLimitScheduler:
         return ReplyStream(core, targets, accept, driver, ahead=count_of("ahead", ahead), ordered=ordered)
 
     def slot(
-        self, backend: str, *, cost: int = 1, priority: int = Priority.NORMAL, timeout: float | timedelta | None = None
+        self,
+        backend: str,
+        *,
+        cost: int = 1,
+        priority: int = Priority.NORMAL,
+        timeout: float | timedelta | None = None,
+        scopes: Mapping[str, str] | None = None,
     ) -> Slot:
         """Run your own code under a backend's limits: `async with scheduler.slot("api") as lease:`.
 
@@ -332,6 +343,7 @@ class RateLimitScheduler:
             cost: Units that it takes of each limit.
             priority: 0 (most urgent) to 255.
             timeout: Longest wait for the permit and stay in the body, in seconds.
+            scopes: As of a request.
 
         Raises:
             ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
@@ -341,6 +353,8 @@ class RateLimitScheduler:
             msg = f"backend={backend!r}: there is no such backend; there are {', '.join(self._backends)}"
             raise ConfigError(msg, option="backend", value=backend)
         terms = self._core.terms(priority, timeout, cost, backend, True)
+        if scopes is not None or self._backends.scopes:
+            terms = self._core.own(terms, None, None, None, {} if scopes is None else scopes)
 
         async def submit(runner: Runner) -> _core.Ticket:
             (ticket,) = await self._accept([runner], repeat(terms), runner)
@@ -473,6 +487,15 @@ class RateLimitScheduler:
         """What runs a request's attempts instead of its backend's runner."""
         return ContextRunner(self._backends.runners, copy_context()) if self._isolation == "task" else None
 
+    def _terms_at(self, target: object, options: Mapping[str, object]) -> _core.Terms:
+        """The terms of one request."""
+        limited = self._backends.scopes
+        if not limited:
+            return self._terms_of(options)
+        scopes = scopes_of(target, options.get("scopes"), limited)
+        # With empty ones too: then it is said which is missing.
+        return self._terms_of({**options, "scopes": {} if scopes is None else scopes})
+
     def _terms_of(self, options: Mapping[str, object]) -> _core.Terms:
         if any(options.get(name) is not None for name in PARTICULAR):
             rest = {name: value for name, value in options.items() if name not in PARTICULAR}
@@ -502,12 +525,16 @@ class RateLimitScheduler:
 
     def _terms_for(self, targets: Sequence[object], options: Mapping[str, object]) -> Iterable[_core.Terms]:
         """The terms of each target, checked before any is accepted."""
-        if not any(callable(option) for option in options.values()):
+        if not self._are_particular(options):
             return repeat(self._terms_of(options))
         return [self._terms_for_one(target, options) for target in targets]
 
     def _terms_for_one(self, target: object, options: Mapping[str, object]) -> _core.Terms:
-        return self._terms_of({name: option(target) if callable(option) else option for name, option in options.items()})
+        return self._terms_at(target, {name: option(target) if callable(option) else option for name, option in options.items()})
+
+    def _are_particular(self, options: Mapping[str, object]) -> bool:
+        """Whether the terms of a request depend on its target."""
+        return bool(self._backends.scopes) or any(callable(option) for option in options.values())
 
     def _accept_now(self, target: object, terms: _core.Terms) -> list[_core.Ticket]:
         """The ticket of one target, or none when it would have to wait in line."""

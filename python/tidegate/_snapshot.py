@@ -35,6 +35,9 @@ class LimitState:
     `kind` is what it is treated as now: as declared, or a step of the kind ladder. `used` counts units in flight too;
     `next_eligible_in` is in seconds, None until something is acknowledged; `account` is the place of its account in `accounts=`,
     from 0, None for a backend without them.
+
+    With `per` each value of that scope has the limit to itself: `scopes` of them have sent something lately, requests wait for
+    `waiting` of those, and the rest tells of the one that has used most of it.
     """
 
     name: str
@@ -46,6 +49,9 @@ class LimitState:
     available: int
     next_eligible_in: float | None
     account: int | None = None
+    per: str | None = None
+    scopes: int | None = None
+    waiting: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +104,11 @@ class Event:
 
     `kind` is `"limit_closed"` (until `seconds` later), `"limit_reopened"`, `"limit_stepped"` (by `step`: the server counts
     otherwise than was thought), or `"backend_gone"` (it was removed, and nothing runs on it any more).
+    `scope` is the name and the value of the scope whose limits these are, for a limit that is `per` something.
     """
 
     kind: str
     backend: str
     seconds: float | None
     step: Step | None = None
+    scope: tuple[str, str] | None = None

@@ -58,7 +58,7 @@ def to_raise(error: TidegateError) -> TidegateError:
     return copy
 
 
-async def recharge(request: _core.Request, cost: int) -> None:
+async def recharge(request: _core.Request, cost: int, scopes: object) -> None:
     """Wait until the attempt may send one more message.
 
     Cancellation: it is not charged.
@@ -69,7 +69,7 @@ async def recharge(request: _core.Request, cost: int) -> None:
         if not granted.done():
             granted.set_result(given)
 
-    if request._recharge(cost, grant):  # noqa: SLF001 - its other half
+    if request._recharge(cost, scopes, grant):  # noqa: SLF001 - its other half
         return
     try:
         given = await granted
@@ -80,10 +80,10 @@ async def recharge(request: _core.Request, cost: int) -> None:
         raise _given_up(request)
 
 
-def recharge_blocking(request: _core.Request, cost: int) -> None:
+def recharge_blocking(request: _core.Request, cost: int, scopes: object) -> None:
     """Block the calling thread until the attempt may send one more message."""
     granted: SimpleQueue[bool] = SimpleQueue()
-    if not request._recharge(cost, granted.put) and not granted.get():  # noqa: SLF001 - its other half
+    if not request._recharge(cost, scopes, granted.put) and not granted.get():  # noqa: SLF001 - its other half
         raise _given_up(request)
 
 

@@ -22,6 +22,7 @@ from tidegate import (
     Lease,
     Ledger,
     Limit,
+    Limiter,
     Outcome,
     Priority,
     QueueFullError,
@@ -30,6 +31,7 @@ from tidegate import (
     Request,
     RequestCancelledError,
     RequestFailedError,
+    RequestQueue,
     Retry,
     SchedulerClosedError,
     Snapshot,
@@ -102,6 +104,38 @@ def wrong() -> None:
     Limit(10, 1, kind="windw")  # type: ignore[arg-type]
     RateLimitScheduler(backends(), isolation="thread")  # type: ignore[arg-type]
     Limit(10, 1).amount = 20  # type: ignore[misc]
+
+
+# ---- Without a scheduler
+
+
+async def limited(limiter: Limiter) -> None:
+    assert_type(limiter.try_acquire(), bool)
+    assert_type(limiter.try_acquire(2, "key"), bool)
+    assert_type(limiter.retry_after(key=7), float)
+    assert_type(limiter.limits, tuple[Limit, ...])
+    await limiter.acquire(cost=2, key="key", timeout=timedelta(seconds=1))
+    limiter.acquire_blocking(timeout=1.5)
+    limiter.set_limits("10/s", Limit(100, 60))
+    async with limiter as nothing:
+        assert_type(nothing, None)
+    with limiter:
+        pass
+    limiter.try_acquire(key=("a", "b"))  # type: ignore[arg-type]
+    Limiter(10)  # type: ignore[arg-type]
+    limiter.acquire()  # type: ignore[unused-coroutine]
+
+
+async def queued() -> None:
+    queue = RequestQueue[str](100, order="edf")
+    assert_type(await queue.put("item", priority=Priority.HIGH, timeout=3, flow="a"), int)
+    handle = queue.put_nowait("item")
+    assert_type(queue.cancel(handle), bool)
+    assert_type(await queue.get(), str)
+    assert_type(queue.get_nowait(), str)
+    assert_type(queue.peek(), str)
+    assert_type(len(queue), int)
+    queue.put_nowait(3)  # type: ignore[arg-type]
 
 
 # ---- The scheduler

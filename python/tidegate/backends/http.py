@@ -278,7 +278,8 @@ class _Wire:
 
     async def __call__(self, message: aiohttp.ClientRequest, send: ClientHandlerType) -> aiohttp.ClientResponse:
         if self._sent:
-            await self._request.recharge()
+            host = message.url.host
+            await self._request.recharge(scopes=None if host is None else {"host": host})
         self._sent = True
         if message.url.origin() != self._origin:
             for name in self._private:

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::process::ExitCode;
 
 use tidegate_core::engine::{
-    Answer, BackendId, BackendSpec, ClassId, Engine, Finished, Flags, Leased, Options, Outcome, Spends, Submission,
+    Answer, BackendId, BackendSpec, ClassId, ColdStart, Engine, Finished, Flags, Leased, Options, Outcome, Spends, Submission,
 };
 use tidegate_core::limit::Limit;
 use tidegate_core::queue::Order;
@@ -40,9 +40,11 @@ impl Load {
         let spec = BackendSpec {
             limits: all.into_iter().take(limits).collect::<Result<_, _>>().expect("valid limits"),
             concurrency: Some(AT_ONCE),
+            scoped: Vec::new(),
             spends: Spends::Own(1),
             timeout: Some(Span::from_secs(60)),
             weight: 1.0,
+            cold_start: ColdStart::AssumeEmpty,
         };
         let ids: Vec<BackendId> = (0..backends).map(|_| engine.add_backend(Instant::ORIGIN, &spec)).collect();
         let class = engine.class(now, &ids, 1).expect("the backends admit a cost of 1");
@@ -56,7 +58,7 @@ impl Load {
         let flags = Flags { held, ..Flags::default() };
         black_box(self.engine.submit(
             self.now,
-            &Submission { class: self.class, priority: 128, deadline, not_before: Instant::ORIGIN, flow: "", flags },
+            &Submission { class: self.class, priority: 128, deadline, not_before: Instant::ORIGIN, flow: "", scopes: &[], flags },
         ));
     }
 

@@ -11,10 +11,12 @@
 pub mod engine;
 pub mod ledger;
 pub mod limit;
+pub mod limiter;
 pub mod queue;
 pub mod retry;
 pub mod retry_after;
 pub mod route;
 pub mod sim;
+mod sync;
 pub mod time;
 pub mod wheel;

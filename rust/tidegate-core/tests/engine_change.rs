@@ -168,7 +168,7 @@ fn a_quota_that_grows_lets_what_waits_go_at_once_and_forgets_nothing_that_was_se
     }
     let running = take_all(&mut engine, at(0));
     finish(&mut engine, at(0), &running[0]);
-    engine.set_quota(at(SECOND), backends[0], &[window(5, 60)], None);
+    engine.set_quota(at(SECOND), backends[0], &[window(5, 60)], &[], None);
     assert_eq!(take_all(&mut engine, at(SECOND)).len(), 3, "one is used, one in flight");
     let used = engine.status(backends[0], at(SECOND)).limits().next().unwrap().1.used;
     assert_eq!(used, 5);
@@ -186,7 +186,7 @@ fn another_kind_of_limit_counts_what_was_sent_as_if_it_had_just_come() {
     for leased in take_all(&mut engine, at(0)).iter().take(3) {
         finish(&mut engine, at(0), leased);
     }
-    engine.set_quota(at(SECOND), backends[0], &[Limit::bucket(1, Span::from_secs(1), 5).unwrap()], None);
+    engine.set_quota(at(SECOND), backends[0], &[Limit::bucket(1, Span::from_secs(1), 5).unwrap()], &[], None);
     assert_eq!(take_all(&mut engine, at(SECOND)).len(), 1, "of five, three are used and one is in flight");
 }
 
@@ -198,7 +198,7 @@ fn a_quota_that_shrinks_holds_back_and_ends_what_it_never_admits() {
     assert_eq!(take_all(&mut engine, at(0)).len(), running.len());
     let never = submit(&mut engine, at(0), &plain(large));
     submit(&mut engine, at(0), &plain(small));
-    engine.set_quota(at(0), backends[0], &[window(3, 60)], Some(1));
+    engine.set_quota(at(0), backends[0], &[window(3, 60)], &[], Some(1));
     assert_eq!(
         ended(&mut engine).iter().map(|ended| (ended.request, ended.ending)).collect::<Vec<_>>(),
         [(never, Ending::Unserved(backends[0]))]
@@ -293,7 +293,7 @@ proptest! {
                     *here = false;
                 }
                 Op::SetQuota(nth, amount, cap) if nth < backends.len() => {
-                    engine.set_quota(now, BackendId(nth as u16), &limit(amount), Some(cap));
+                    engine.set_quota(now, BackendId(nth as u16), &limit(amount), &[], Some(cap));
                     backends[nth].2 = amount;
                 }
                 Op::Pass(millis) => {

@@ -191,6 +191,7 @@ impl Run {
                     deadline,
                     not_before: now + Span::from_nanos(not_before),
                     flow: ["", "a", "b", "c"][flow],
+                    scopes: &[],
                     flags,
                 };
                 let handle = self.engine.submit(now, &submission);
@@ -282,7 +283,7 @@ impl Run {
                 if attempt.waits_to_recharge {
                     return Ok(());
                 }
-                match self.engine.recharge(now, lease, cost) {
+                match self.engine.recharge(now, lease, cost, &[]) {
                     Recharge::Granted => attempt.rejected = false,
                     Recharge::Waits => attempt.waits_to_recharge = true,
                     Recharge::Never(most) => prop_assert!(most < cost),
@@ -468,7 +469,7 @@ impl Run {
         while let Some(event) = self.engine.pop_event() {
             match event {
                 Event::LimitClosed { backend, .. } => self.closed[usize::from(backend.0)] = true,
-                Event::LimitReopened { backend } => {
+                Event::LimitReopened { backend, scope: None } => {
                     let closed = std::mem::replace(&mut self.closed[usize::from(backend.0)], false);
                     prop_assert!(closed, "reopened what was not closed");
                 }
@@ -627,6 +628,7 @@ fn backend() -> impl Strategy<Value = BackendSpec> {
     let limits = prop::collection::vec(limit(), 0..3);
     let timeout = prop::option::weighted(0.6, prop_oneof![Just(0), 0..MS, 0..100 * MS, 0..10 * SECOND]);
     (limits, prop::option::weighted(0.8, 1u32..4), timeout).prop_map(|(limits, concurrency, timeout)| BackendSpec {
+        scoped: Vec::new(),
         spends: Spends::Own(1),
         timeout: timeout.map(Span::from_nanos),
         ..spec(&limits, concurrency)

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::{TICK, at, cases, engine_in_order, retry, submit, take_all};
 use proptest::prelude::*;
 use tidegate_core::engine::{
-    Action, Answer, BackendSpec, Engine, Finished, Handle, LeaseId, Outcome, Recharge, Spends, Submission,
+    Action, Answer, BackendSpec, ColdStart, Engine, Finished, Handle, LeaseId, Outcome, Recharge, Spends, Submission,
 };
 use tidegate_core::limit::{Eligible, Limit, Margin, Quota};
 use tidegate_core::queue::Order;
@@ -374,9 +374,11 @@ fn backend() -> impl Strategy<Value = BackendSpec> {
     (limits, prop::option::weighted(0.7, 1u32..4), 1u8..3).prop_map(|(limits, concurrency, weight)| BackendSpec {
         limits,
         concurrency,
+        scoped: Vec::new(),
         spends: Spends::Own(1),
         timeout: None,
         weight: f64::from(weight),
+        cold_start: ColdStart::AssumeEmpty,
     })
 }
 
@@ -524,7 +526,7 @@ impl Pair {
                     let granted = self.model.recharged.remove(&lease.to_bits());
                     if granted { Recharge::Granted } else { Recharge::Waits }
                 };
-                prop_assert_eq!(self.engine.recharge(now, lease, *cost), expected);
+                prop_assert_eq!(self.engine.recharge(now, lease, *cost, &[]), expected);
             }
             Op::Unsend(index) => {
                 let Some(lease) = self.attempt(*index) else { return Ok(()) };

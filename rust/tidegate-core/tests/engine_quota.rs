@@ -309,7 +309,7 @@ impl World {
                 }
                 flight.more -= 1;
                 flight.cost = 1 + flight.dice.below(3) as u32;
-                match self.engine.recharge(now, flight.lease, flight.cost) {
+                match self.engine.recharge(now, flight.lease, flight.cost, &[]) {
                     Recharge::Granted => self.send(index, self.flights[index].cost),
                     Recharge::Waits => {}
                     Recharge::Never(_) => self.finish(index, Outcome::Ok, ACCEPTED, false),
@@ -577,7 +577,7 @@ fn the_clock_starts_at_the_anchor() {
     assert_eq!(used(&engine, at(9 * SECOND)), [1, 0]);
 
     let third = engine.take(at(9 * SECOND)).unwrap();
-    assert_eq!(engine.recharge(at(10 * SECOND), third.lease, 1), Recharge::Waits);
+    assert_eq!(engine.recharge(at(10 * SECOND), third.lease, 1, &[]), Recharge::Waits);
     let wake = engine.next_wake().unwrap();
     assert!(wake > at(18 * SECOND), "the first attempt's unit is free ten seconds after its finish");
     engine.tick(wake);
@@ -619,7 +619,11 @@ fn a_closed_limit_reopens_by_one_probe() {
     let told = Answer { retry_after: Some(Span::from_secs(30)), ..REJECTED };
     engine.ack(at(SECOND), leased.lease, told);
     engine.finish(at(SECOND), leased.lease, Outcome::Limited, told, false);
-    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, until: at(31 * SECOND) }], "one rejection, not two");
+    assert_eq!(
+        states(&mut engine),
+        [Event::LimitClosed { backend, scope: None, until: at(31 * SECOND) }],
+        "one rejection, not two"
+    );
     assert_eq!(engine.demand(at(2 * SECOND)), 0);
     assert_eq!(engine.status(backend, at(2 * SECOND)).state(), BackendState::Closed(at(31 * SECOND)));
     assert!(engine.next_wake() >= Some(at(31 * SECOND)));
@@ -636,7 +640,7 @@ fn a_closed_limit_reopens_by_one_probe() {
     assert_eq!(probes.len(), 1);
     // It is rejected: closed again, for the period since nothing was said.
     engine.finish(at(42 * SECOND), probes[0].lease, Outcome::Limited, Answer::default(), false);
-    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, until: at(47 * SECOND) }]);
+    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, scope: None, until: at(47 * SECOND) }]);
     let (reopening, probe) = wait(&mut engine, at(42 * SECOND));
     assert!((at(47 * SECOND)..=at(47 * SECOND + TICK)).contains(&reopening));
 
@@ -646,7 +650,7 @@ fn a_closed_limit_reopens_by_one_probe() {
     let probes = take_all(&mut engine, at(48 * SECOND));
     assert_eq!(probes.len(), 1);
     engine.ack(at(49 * SECOND), probes[0].lease, FAILED);
-    assert_eq!(states(&mut engine), [Event::LimitReopened { backend }]);
+    assert_eq!(states(&mut engine), [Event::LimitReopened { backend, scope: None }]);
     assert_eq!(take_all(&mut engine, at(49 * SECOND)).len(), 5);
 }
 
@@ -678,8 +682,8 @@ fn a_guess_climbs_by_one_rung_a_rejection() {
     let used = 9 + 1;
     engine.finish(at(2 * MS), leased[1].lease, Outcome::Limited, REJECTED, false);
     let step = Step { limit: 0, from: Kind::Window, to: Kind::Unknown, used };
-    let closed = |from: u64| Event::LimitClosed { backend, until: at(from + 4 * SECOND) };
-    assert_eq!(states(&mut engine), [Event::LimitStepped { backend, step }, closed(2 * MS)]);
+    let closed = |from: u64| Event::LimitClosed { backend, scope: None, until: at(from + 4 * SECOND) };
+    assert_eq!(states(&mut engine), [Event::LimitStepped { backend, scope: None, step }, closed(2 * MS)]);
     for leased in &leased[2..] {
         assert_eq!(reject(&mut engine, at(3 * MS), leased.lease), [], "it was sent before the step");
     }
@@ -698,7 +702,7 @@ fn a_guess_climbs_by_one_rung_a_rejection() {
 
     let (now, probe) = wait(&mut engine, now);
     engine.finish(now, probe.lease, Outcome::Ok, ACCEPTED, false);
-    assert_eq!(states(&mut engine).last(), Some(&Event::LimitReopened { backend }));
+    assert_eq!(states(&mut engine).last(), Some(&Event::LimitReopened { backend, scope: None }));
     assert_eq!(take_all(&mut engine, now + Span::from_millis(500)).len(), 1, "they go one by one");
 }
 
@@ -795,12 +799,12 @@ fn rejections_of_one_closure_are_one_event() {
         let now = at((1 + index as u64) * SECOND);
         engine.finish(now, leased.lease, Outcome::Limited, REJECTED, false);
     }
-    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, until: at(6 * SECOND) }]);
+    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, scope: None, until: at(6 * SECOND) }]);
     assert_eq!(engine.status(backend, at(4 * SECOND)).state(), BackendState::Closed(at(9 * SECOND)));
     let (now, probe) = wait(&mut engine, at(4 * SECOND));
     assert!(now >= at(9 * SECOND));
     engine.finish(now, probe.lease, Outcome::Limited, REJECTED, false);
-    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, until: now + Span::from_secs(5) }]);
+    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, scope: None, until: now + Span::from_secs(5) }]);
 }
 
 /// An attempt whose first message was rejected may send the probe itself; what the server says of the probe counts.
@@ -811,7 +815,7 @@ fn an_extra_message_may_be_the_probe() {
     let next = submit(&mut engine, at(0), &plain(class));
     let leased = engine.take(at(0)).unwrap();
     engine.ack(at(0), leased.lease, REJECTED);
-    assert_eq!(engine.recharge(at(SECOND), leased.lease, 1), Recharge::Waits);
+    assert_eq!(engine.recharge(at(SECOND), leased.lease, 1, &[]), Recharge::Waits);
     let wake = engine.next_wake().unwrap();
     assert!(engine.take(wake).is_none(), "the probe is out");
     assert_eq!(engine.pop_action(), Some(Action::Recharged { lease: leased.lease }));
@@ -819,15 +823,15 @@ fn an_extra_message_may_be_the_probe() {
     let until = wake + Span::from_secs(5);
     assert_eq!(
         states(&mut engine),
-        [Event::LimitClosed { backend, until: at(5 * SECOND) }, Event::LimitClosed { backend, until }]
+        [Event::LimitClosed { backend, scope: None, until: at(5 * SECOND) }, Event::LimitClosed { backend, scope: None, until }]
     );
 
-    assert_eq!(engine.recharge(wake, leased.lease, 1), Recharge::Waits);
+    assert_eq!(engine.recharge(wake, leased.lease, 1, &[]), Recharge::Waits);
     let wake = engine.next_wake().unwrap();
     engine.tick(wake);
     assert_eq!(engine.pop_action(), Some(Action::Recharged { lease: leased.lease }));
     engine.finish(wake, leased.lease, Outcome::Ok, ACCEPTED, false);
-    assert_eq!(states(&mut engine), [Event::LimitReopened { backend }]);
+    assert_eq!(states(&mut engine), [Event::LimitReopened { backend, scope: None }]);
     assert_eq!(engine.ledger().delivered, 1);
     assert_eq!(engine.take(wake).map(|leased| leased.request), Some(next));
 }
@@ -841,7 +845,7 @@ fn an_attempt_that_is_over_sends_nothing_more() {
     let leased = engine.take(at(0)).unwrap();
     engine.ack(at(0), leased.lease, REJECTED);
     for _ in 0..2 {
-        assert_eq!(engine.recharge(at(0), leased.lease, 1), Recharge::Waits);
+        assert_eq!(engine.recharge(at(0), leased.lease, 1, &[]), Recharge::Waits);
     }
     engine.tick(at(SECOND + TICK));
     assert_eq!(engine.pop_action(), Some(Action::Recharged { lease: leased.lease }), "one is the probe");
@@ -860,8 +864,8 @@ fn a_rejection_counts_before_what_it_makes_way_for() {
         submit(&mut engine, at(0), &plain(class));
     }
     let leases = take_all(&mut engine, at(0));
-    assert_eq!(engine.recharge(at(0), leases[0].lease, 2), Recharge::Waits);
-    assert_eq!(engine.recharge(at(0), leases[1].lease, 1), Recharge::Waits);
+    assert_eq!(engine.recharge(at(0), leases[0].lease, 2, &[]), Recharge::Waits);
+    assert_eq!(engine.recharge(at(0), leases[1].lease, 1, &[]), Recharge::Waits);
     engine.finish(at(1), leases[0].lease, Outcome::Limited, REJECTED, false);
     assert_eq!(engine.pop_action(), None);
 }
@@ -874,7 +878,7 @@ fn a_late_rejection_closes_the_limit() {
     let leased = engine.take(at(0)).unwrap();
     engine.cancel(at(1), request);
     engine.finish(at(2), leased.lease, Outcome::Limited, Answer { retry_after: Some(Span::from_secs(1)), ..REJECTED }, false);
-    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, until: at(SECOND + 2) }]);
+    assert_eq!(states(&mut engine), [Event::LimitClosed { backend, scope: None, until: at(SECOND + 2) }]);
     assert_eq!(engine.status(backend, at(2)).in_flight(), 0);
 }
 

@@ -1,7 +1,7 @@
 //! A message that an attempt asked to send and then does not send costs nothing and holds nobody up.
 
 use tidegate_core::engine::{
-    Action, Answer, BackendId, BackendSpec, Engine, Flags, LeaseId, Options, Outcome, Recharge, Spends, Submission,
+    Action, Answer, BackendId, BackendSpec, ColdStart, Engine, Flags, LeaseId, Options, Outcome, Recharge, Spends, Submission,
 };
 use tidegate_core::limit::Limit;
 use tidegate_core::queue::Order;
@@ -21,7 +21,15 @@ fn running(sent: u32) -> (Engine, LeaseId) {
     let limits = vec![Limit::window(AMOUNT, Span::from_secs(1)).unwrap()];
     engine.add_backend(
         Instant::ORIGIN,
-        &BackendSpec { limits, concurrency: None, spends: Spends::Own(1), timeout: None, weight: 1.0 },
+        &BackendSpec {
+            limits,
+            concurrency: None,
+            spends: Spends::Own(1),
+            scoped: Vec::new(),
+            timeout: None,
+            weight: 1.0,
+            cold_start: ColdStart::AssumeEmpty,
+        },
     );
     submit(&mut engine, sent);
     let leased = engine.take(at(0)).expect("the quota is unused");
@@ -33,7 +41,15 @@ fn submit(engine: &mut Engine, cost: u32) {
     assert_eq!(engine.room().reserve(1), 1);
     engine.submit(
         at(0),
-        &Submission { class, priority: 128, deadline: Instant::FAR, not_before: at(0), flow: "", flags: Flags::default() },
+        &Submission {
+            class,
+            priority: 128,
+            deadline: Instant::FAR,
+            not_before: at(0),
+            flow: "",
+            scopes: &[],
+            flags: Flags::default(),
+        },
     );
 }
 
@@ -48,7 +64,7 @@ fn recharged(engine: &mut Engine) -> usize {
 #[test]
 fn a_message_that_is_taken_back_while_it_waits_is_not_charged_and_lets_the_queue_on() {
     let (mut engine, lease) = running(2);
-    assert_eq!(engine.recharge(at(0), lease, 2), Recharge::Waits);
+    assert_eq!(engine.recharge(at(0), lease, 2, &[]), Recharge::Waits);
     submit(&mut engine, 1);
     assert!(engine.take(at(0)).is_none(), "the running attempt goes first");
     engine.withdraw(at(0), lease, 0, 2);
@@ -61,8 +77,8 @@ fn a_message_that_is_taken_back_while_it_waits_is_not_charged_and_lets_the_queue
 #[test]
 fn of_several_that_wait_the_one_that_is_meant_is_taken_back() {
     let (mut engine, lease) = running(3);
-    assert_eq!(engine.recharge(at(0), lease, 1), Recharge::Waits);
-    assert_eq!(engine.recharge(at(0), lease, 2), Recharge::Waits);
+    assert_eq!(engine.recharge(at(0), lease, 1, &[]), Recharge::Waits);
+    assert_eq!(engine.recharge(at(0), lease, 2, &[]), Recharge::Waits);
     engine.withdraw(at(0), lease, 0, 1);
     engine.tick(at(1100));
     assert_eq!(recharged(&mut engine), 1);
@@ -73,7 +89,7 @@ fn of_several_that_wait_the_one_that_is_meant_is_taken_back() {
 fn a_message_that_was_granted_and_is_taken_back_is_refunded_whether_the_shell_has_read_of_it_or_not() {
     for read in [false, true] {
         let (mut engine, lease) = running(3);
-        assert_eq!(engine.recharge(at(0), lease, 2), Recharge::Waits);
+        assert_eq!(engine.recharge(at(0), lease, 2, &[]), Recharge::Waits);
         engine.tick(at(1100));
         assert_eq!(used(&engine, at(1100)), 2);
         if read {
@@ -92,7 +108,7 @@ fn a_message_that_was_granted_and_is_taken_back_is_refunded_whether_the_shell_ha
 #[test]
 fn what_was_acknowledged_or_belongs_to_an_attempt_that_is_over_is_not_refunded() {
     let (mut engine, lease) = running(3);
-    assert_eq!(engine.recharge(at(0), lease, 2), Recharge::Waits);
+    assert_eq!(engine.recharge(at(0), lease, 2, &[]), Recharge::Waits);
     engine.tick(at(1100));
     engine.ack(at(1100), lease, Answer::default());
     engine.unsend(at(1100), lease, 2);

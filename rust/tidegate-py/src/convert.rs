@@ -115,6 +115,22 @@ pub(crate) fn span_or_none(seconds: f64) -> Span {
     span(seconds).unwrap_or(Span::ZERO)
 }
 
+/// What a limiter counts apart, from a user.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    Text(Box<str>),
+    Number(i128),
+}
+
+/// A key, from a user; nothing for None.
+#[inline]
+pub(crate) fn key(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Key>> {
+    let Some(value) = value else { return Ok(None) };
+    let text = value.cast::<PyString>().ok().and_then(|text| text.to_str().ok());
+    let key = text.map(|text| Key::Text(text.into())).or_else(|| integer(value).map(Key::Number));
+    key.map(Some).ok_or_else(|| error::config("key", value, "give a text or an integer, or None for what all share"))
+}
+
 fn integer<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) -> Option<T> {
     if value.is_instance_of::<PyBool>() { None } else { value.extract().ok() }
 }

@@ -12,9 +12,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::{
-    Answer, BackendId, BackendSpec, BackendState, ClassError, Engine, Flags, Handle, LeaseId, Options, Outcome, Recharge, Spends,
+    Answer, BackendId, BackendSpec, BackendState, ClassError, ColdStart, Engine, Flags, Handle, LeaseId, Options, Outcome,
+    Recharge, Spends,
 };
-use tidegate_core::limit::Eligible;
+use tidegate_core::limit::{Eligible, Usage};
 use tidegate_core::queue::Order;
 use tidegate_core::queue::ingress::{self, Producer, Room};
 use tidegate_core::retry::Retry;
@@ -26,6 +27,7 @@ use crate::error;
 use crate::pending::{Conclusion, Listener, Pending};
 use crate::quota::{self, QuotaOptions};
 use crate::request::Request;
+use crate::scopes::Scopes;
 use crate::shell::shell;
 use crate::state::{Backend, Foreign, News, Next, State, Wake};
 use crate::stream::Stream;
@@ -51,6 +53,7 @@ struct BackendOptions {
     timeout: Option<f64>,
     accounts: Option<Vec<Py<PyAny>>>,
     weight: f64,
+    cold_start: String,
 }
 
 /// A `tidegate.Retry`.
@@ -64,14 +67,14 @@ struct RetryOptions {
 
 /// A `tidegate.Order`.
 #[derive(FromPyObject)]
-enum OrderOptions {
+pub(crate) enum OrderOptions {
     Name(String),
     Aging { step: f64 },
     Fair { weights: HashMap<String, f64> },
 }
 
 impl OrderOptions {
-    fn declared(self) -> Order {
+    pub(crate) fn declared(self) -> Order {
         match self {
             OrderOptions::Name(name) if name == "edf" => Order::Deadline,
             OrderOptions::Name(_) => Order::Strict,
@@ -155,10 +158,17 @@ impl Core {
     }
 
     /// Whether the attempt may send one more message now; otherwise `grant` is called when it may.
-    pub(crate) fn recharge(&self, py: Python<'_>, lease: LeaseId, cost: u32, grant: Py<PyAny>) -> PyResult<bool> {
+    pub(crate) fn recharge(
+        &self,
+        py: Python<'_>,
+        lease: LeaseId,
+        cost: u32,
+        scopes: &Scopes,
+        grant: Py<PyAny>,
+    ) -> PyResult<bool> {
         let now = self.now();
         let answer = self.with(py, |state| {
-            let answer = state.engine.recharge(now, lease, cost);
+            let answer = state.engine.recharge(now, lease, cost, &scopes.borrowed());
             if answer == Recharge::Waits {
                 state.expect_grant(lease, grant);
             }
@@ -223,7 +233,8 @@ impl Core {
     ) -> PyResult<usize> {
         let py = targets.py();
         let now = self.now();
-        let submission = terms.submission(now, held);
+        let scopes = terms.scopes.borrowed();
+        let submission = terms.submission(now, held, &scopes);
         let accepted = self.with(py, |state| {
             if !state.engine.is_accepting() {
                 return None;
@@ -242,7 +253,7 @@ impl Core {
                 }
                 let handle = state.engine.submit(now, &submission);
                 let runner = runner.map(|runner| runner.clone_ref(py));
-                state.keep_on(terms, handle, Pending::new(target.unbind(), listener(nth, handle), runner));
+                state.keep_on(terms, handle, Pending::new(target.unbind(), listener(nth, handle), runner, terms.scopes.clone()));
             }
             Some(granted)
         })?;
@@ -300,8 +311,9 @@ impl Core {
     /// Adds a `tidegate.Backend`, whose attempts `runner` runs.
     #[pyo3(signature = (backend, runner, /))]
     fn add_backend(&self, py: Python<'_>, backend: BackendOptions, runner: Py<PyAny>) -> PyResult<()> {
-        let BackendOptions { name, quota, timeout, accounts, weight } = backend;
-        let limits = quota.declared(py, &self.clock)?;
+        let BackendOptions { name, quota, timeout, accounts, weight, cold_start } = backend;
+        let cold_start = if cold_start == "assume_full" { ColdStart::AssumeFull } else { ColdStart::AssumeEmpty };
+        let (limits, scoped) = quota.declared(py, &self.clock)?;
         let QuotaOptions { concurrency, group, .. } = quota;
         let accounts = accounts.unwrap_or_default();
         let name = convert::interned(py, &name);
@@ -309,7 +321,8 @@ impl Core {
         self.with(py, |state| {
             let shared = group.as_ref().and_then(|group| state.groups.get(group));
             let spends = shared.map_or(Spends::Own(accounts.len().max(1) as u32), |&with| Spends::Shared(with));
-            let spec = BackendSpec { limits, concurrency, spends, timeout: timeout.and_then(convert::span), weight };
+            let spec =
+                BackendSpec { limits, scoped, concurrency, spends, timeout: timeout.and_then(convert::span), weight, cold_start };
             let id = state.engine.add_backend(now, &spec);
             state.backends.push(Backend { name, runner, is_here: true, accounts });
             if let Some(group) = group {
@@ -331,9 +344,9 @@ impl Core {
     /// Replaces what the backend of this name, and those of its group, may do.
     #[pyo3(signature = (name, quota, /))]
     fn set_quota(&self, py: Python<'_>, name: &str, quota: QuotaOptions) -> PyResult<()> {
-        let limits = quota.declared(py, &self.clock)?;
+        let (limits, scoped) = quota.declared(py, &self.clock)?;
         let now = self.now();
-        self.with_named(py, name, |state, id| state.engine.set_quota(now, id, &limits, quota.concurrency))
+        self.with_named(py, name, |state, id| state.engine.set_quota(now, id, &limits, &scoped, quota.concurrency))
     }
 
     /// Checks the options of a request. `lasting`: it is never retried, and no attempt timeout applies.
@@ -363,21 +376,39 @@ impl Core {
             error::class(py, refused, &names.join(", "))
         })?;
         let flags = Flags { held: false, once: lasting, untimed: lasting };
-        Ok(Terms { class, priority, timeout, start: Start::After(Span::ZERO), flow: None, unique: None, flags })
+        Ok(Terms {
+            class,
+            priority,
+            timeout,
+            start: Start::After(Span::ZERO),
+            flow: None,
+            scopes: Scopes::default(),
+            unique: None,
+            flags,
+        })
     }
 
     /// The same for some requests: what is particular to each is checked apart, for the rest is the same for many.
-    #[pyo3(signature = (terms, flow, not_before, unique, /))]
+    #[pyo3(signature = (terms, flow, not_before, unique, scopes, /))]
     fn own(
         &self,
         terms: &Bound<'_, Terms>,
         flow: &Bound<'_, PyAny>,
         not_before: &Bound<'_, PyAny>,
         unique: &Bound<'_, PyAny>,
+        scopes: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Terms> {
+        let said = scopes.map_or_else(|| Ok(Scopes::default()), Scopes::of)?;
         let &Terms { class, priority, timeout, flags, .. } = terms.get();
         let start = convert::start(not_before, |time| self.at_loop_time(time), |unix| self.clock.at_unix(unix))?;
-        Ok(Terms { class, priority, timeout, start, flow: convert::flow(flow)?, unique: convert::unique(unique)?, flags })
+        let unsaid = self.lock()?.engine.unsaid_scope(class, |name| said.has(name)).map(str::to_owned);
+        if let Some(name) = unsaid {
+            let none = terms.py().None();
+            let way_out = format!("a limit counts per {name}; give scopes={{'{name}': ...}}");
+            return Err(error::config("scopes", scopes.unwrap_or(none.bind(terms.py())), &way_out));
+        }
+        let (flow, unique) = (convert::flow(flow)?, convert::unique(unique)?);
+        Ok(Terms { class, priority, timeout, start, flow, scopes: said, unique, flags })
     }
 
     /// Whether a request on these terms would join another one, which takes no place.
@@ -668,15 +699,20 @@ impl Core {
             if status.is_gone() {
                 return None;
             }
-            let limits: Vec<(usize, &str, u32, u32, Option<f64>)> = status
-                .limits()
-                .map(|(account, usage)| {
-                    let next = match usage.next_eligible {
-                        Eligible::Now => Some(0.0),
-                        Eligible::At(at) | Eligible::Closed(at) => Some(until(at)),
-                        Eligible::OnAck | Eligible::Never => None,
-                    };
-                    (account, quota::word(usage.treated_as), usage.used, usage.available, next)
+            let row = |usage: Usage<'_>| {
+                let next = match usage.next_eligible {
+                    Eligible::Now => Some(0.0),
+                    Eligible::At(at) | Eligible::Closed(at) => Some(until(at)),
+                    Eligible::OnAck | Eligible::Never => None,
+                };
+                (quota::word(usage.treated_as), usage.used, usage.available, next)
+            };
+            let limits: Vec<_> = status.limits().map(|(account, usage)| (account, row(usage))).collect();
+            let scoped: Vec<_> = status
+                .scoped()
+                .map(|scoped| {
+                    let full = (quota::word(scoped.limit.kind()), 0, scoped.limit.capacity(), Some(0.0));
+                    (scoped.account, scoped.most.map_or(full, row), scoped.values, scoped.blocked)
                 })
                 .collect();
             let (word, change) = match status.state() {
@@ -687,7 +723,7 @@ impl Core {
                 BackendState::Draining => ("draining", None),
             };
             let share = status.share().map(|share| share.used as f64 / share.possible as f64);
-            Some((backend.name.clone_ref(py), word, change, status.in_flight(), status.strays(), share, limits))
+            Some((backend.name.clone_ref(py), word, change, status.in_flight(), status.strays(), share, limits, scoped))
         });
         let rows: Vec<_> = rows.collect();
         drop(state);

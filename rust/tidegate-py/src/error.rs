@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use tidegate_core::engine::ClassError;
+use tidegate_core::limiter::LimiterError;
 
 /// An instance of an error class of ours, with its attributes as keywords.
 fn instance(py: Python<'_>, class: &str, message: &str, attributes: &[(&str, Py<PyAny>)]) -> PyErr {
@@ -31,17 +32,28 @@ pub(crate) fn config(option: &str, value: &Bound<'_, PyAny>, way_out: &str) -> P
 /// No class for a set of backends and a cost.
 pub(crate) fn class(py: Python<'_>, error: ClassError, names: &str) -> PyErr {
     match error {
-        ClassError::CostExceedsBurst { cost, largest } => {
-            let number = |value: u32| value.into_pyobject(py).map_or_else(|_| py.None(), |n| n.into_any().unbind());
-            let message = format!(
-                "cost={cost}: a limit of {names} never admits more than {largest} at once; lower the cost or raise the limit's amount or burst"
-            );
-            instance(py, "CostExceedsBurstError", &message, &[("cost", number(cost)), ("burst", number(largest))])
-        }
+        ClassError::CostExceedsBurst { cost, largest } => cost_exceeds_burst(py, cost, largest, names),
         _ => {
             let none = py.None();
             config("backends", none.bind(py), "the scheduler has no backend; give RateLimitScheduler at least one")
         }
+    }
+}
+
+fn cost_exceeds_burst(py: Python<'_>, cost: u32, largest: u32, names: &str) -> PyErr {
+    let number = |value: u32| value.into_pyobject(py).map_or_else(|_| py.None(), |n| n.into_any().unbind());
+    let message = format!(
+        "cost={cost}: a limit of {names} never admits more than {largest} at once; lower the cost or raise the limit's amount or burst"
+    );
+    instance(py, "CostExceedsBurstError", &message, &[("cost", number(cost)), ("burst", number(largest))])
+}
+
+/// A limiter's refusal.
+#[cold]
+pub(crate) fn limiter(py: Python<'_>, error: LimiterError) -> PyErr {
+    match error {
+        LimiterError::CostExceedsBurst { cost, largest } => cost_exceeds_burst(py, cost, largest, "the limiter"),
+        _ => instance(py, "InternalError", "this limiter has stopped after an internal error; please report it", &[]),
     }
 }
 

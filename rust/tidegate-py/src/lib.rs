@@ -4,10 +4,13 @@ mod clock;
 mod convert;
 mod core;
 mod error;
+mod limiter;
 mod pending;
 mod quota;
 mod reply;
 mod request;
+mod request_queue;
+mod scopes;
 mod server;
 mod shell;
 mod state;
@@ -27,11 +30,15 @@ mod _core {
     #[pymodule_export]
     use crate::core::Core;
     #[pymodule_export]
+    use crate::limiter::Limiter;
+    #[pymodule_export]
     use crate::quota::bound;
     #[pymodule_export]
     use crate::reply::Reply;
     #[pymodule_export]
     use crate::request::Request;
+    #[pymodule_export]
+    use crate::request_queue::RequestQueue;
     #[pymodule_export]
     use crate::server::ReferenceServer;
     #[pymodule_export]

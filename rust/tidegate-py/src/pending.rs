@@ -10,6 +10,7 @@ use tidegate_core::time::{Instant, Span};
 
 use crate::convert::seconds;
 use crate::reply::{Reply, Settled};
+use crate::scopes::Scopes;
 use crate::shell::shell;
 use crate::stream::{Item, Stream};
 use crate::ticket::Ticket;
@@ -82,11 +83,12 @@ pub(crate) struct Pending {
     #[expect(clippy::box_collection, reason = "one word a request: most never fail")]
     failures: Option<Box<Vec<Failure>>>,
     named: Option<Box<Named>>,
+    pub(crate) scopes: Scopes,
 }
 
 impl Pending {
-    pub(crate) fn new(target: Py<PyAny>, listener: Listener, runner: Option<Py<PyAny>>) -> Pending {
-        Pending { target, listener, runner, failures: None, named: None }
+    pub(crate) fn new(target: Py<PyAny>, listener: Listener, runner: Option<Py<PyAny>>, scopes: Scopes) -> Pending {
+        Pending { target, listener, runner, failures: None, named: None, scopes }
     }
 
     /// The same, known by a name.

@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
+use tidegate_core::engine::ScopedLimits;
 use tidegate_core::limit::{self, Anchor, Jitter, Kind, Limit, Margin};
 use tidegate_core::time::Span;
 
@@ -17,6 +18,7 @@ pub(crate) struct LimitOptions {
     period: f64,
     burst: Option<u32>,
     anchor: String,
+    per: Option<String>,
     aligned: bool,
     jitter: Option<JitterOption>,
 }
@@ -37,14 +39,25 @@ pub(crate) struct QuotaOptions {
 }
 
 impl QuotaOptions {
-    /// Its limits, for an engine on this clock.
-    pub(crate) fn declared(&self, py: Python<'_>, clock: &Clock) -> PyResult<Vec<Limit>> {
-        self.limits.iter().map(|limit| limit.declared(py, clock)).collect()
+    /// Its limits, for an engine on this clock: of all, and of each value of a scope.
+    pub(crate) fn declared(&self, py: Python<'_>, clock: &Clock) -> PyResult<(Vec<Limit>, Vec<ScopedLimits>)> {
+        let (mut limits, mut scoped) = (Vec::new(), Vec::<ScopedLimits>::new());
+        for options in &self.limits {
+            let limit = options.declared(py, clock)?;
+            match &options.per {
+                None => limits.push(limit),
+                Some(per) => match scoped.iter_mut().find(|scoped| *scoped.scope == **per) {
+                    Some(scoped) => scoped.limits.push(limit),
+                    None => scoped.push(ScopedLimits { scope: per.as_str().into(), limits: vec![limit] }),
+                },
+            }
+        }
+        Ok((limits, scoped))
     }
 }
 
 impl LimitOptions {
-    fn declared(&self, py: Python<'_>, clock: &Clock) -> PyResult<Limit> {
+    pub(crate) fn declared(&self, py: Python<'_>, clock: &Clock) -> PyResult<Limit> {
         let &LimitOptions { amount, period, burst, .. } = self;
         let span = convert::span(period).unwrap_or(Span::ZERO);
         let limit = match self.kind.as_str() {
@@ -74,7 +87,7 @@ impl LimitOptions {
 #[pyfunction]
 #[pyo3(signature = (quota, horizon, round_trip, /))]
 pub(crate) fn bound(py: Python<'_>, quota: QuotaOptions, horizon: f64, round_trip: Option<f64>) -> PyResult<Option<u64>> {
-    let limits = quota.declared(py, &Clock::at_its_origin())?;
+    let (limits, _) = quota.declared(py, &Clock::at_its_origin())?;
     let horizon = convert::span_or_none(horizon);
     let Some(trip) = round_trip.map(convert::span_or_none) else { return Ok(limit::bound::allowed_by_all(&limits, horizon)) };
     let by_limits = limit::bound::reachable_by_all(&limits, Margin::default(), trip, horizon);

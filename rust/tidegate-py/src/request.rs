@@ -8,6 +8,7 @@ use tidegate_core::time::Instant;
 
 use crate::convert;
 use crate::core::Core;
+use crate::scopes::Scopes;
 use crate::shell::shell;
 
 /// What a handler gets: one attempt of one request.
@@ -37,6 +38,7 @@ pub(crate) struct Request {
     pub(crate) attempt: u32,
     pub(crate) priority: u8,
     pub(crate) deadline: Instant,
+    pub(crate) scopes: Scopes,
 }
 
 /// An attempt for which an object is to be made.
@@ -46,6 +48,7 @@ pub(crate) struct Attempt {
     pub(crate) backend: Py<PyString>,
     pub(crate) runner: Py<PyAny>,
     pub(crate) account: Option<Py<PyAny>>,
+    pub(crate) scopes: Scopes,
 }
 
 /// What an object held of its last attempt: target, backend, runner, account. To be dropped where Python code may run.
@@ -53,9 +56,9 @@ pub(crate) type Old = (Option<Py<PyAny>>, Option<Py<PyString>>, Option<Py<PyAny>
 
 impl Request {
     pub(crate) fn new(core: Py<Core>, attempt: Attempt) -> Request {
-        let Attempt { leased, target, backend, runner, account } = attempt;
+        let Attempt { leased, target, backend, runner, account, scopes } = attempt;
         let Leased { lease, attempt, priority, deadline, .. } = leased;
-        Request { core, lease, target, backend, runner, account, attempt, priority, deadline }
+        Request { core, lease, target, backend, runner, account, attempt, priority, deadline, scopes }
     }
 
     /// Uses the object of an attempt that is over for the next one, if nobody has it but its worker; nothing otherwise. To make a new
@@ -71,7 +74,7 @@ impl Request {
         target: &Py<PyAny>,
         backend: &Py<PyString>,
         runner: &Py<PyAny>,
-        account: Option<&Py<PyAny>>,
+        (account, scopes): (Option<&Py<PyAny>>, &Scopes),
     ) -> Option<Old> {
         let object = last.as_ptr();
         // SAFETY: a live object, and we are attached.
@@ -84,6 +87,7 @@ impl Request {
         let place = unsafe { &mut *object.byte_add(offset).cast::<Request>() };
         let Leased { lease, attempt, priority, deadline, .. } = *leased;
         (place.lease, place.attempt, place.priority, place.deadline) = (lease, attempt, priority, deadline);
+        place.scopes.clone_from(scopes);
         Some((
             replaced(py, &mut place.target, target),
             replaced(py, &mut place.backend, backend),
@@ -122,8 +126,8 @@ impl Request {
     }
 
     #[getter]
-    fn scopes<'py>(&self, py: Python<'py>) -> Bound<'py, PyDict> {
-        PyDict::new(py)
+    fn scopes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.scopes.as_dict(py)
     }
 
     #[getter]
@@ -161,9 +165,10 @@ impl Request {
     }
 
     /// Asks to send one more message; `grant` is a callable that will be called, on the loop, when it may be. True: now.
-    #[pyo3(signature = (cost, grant, /))]
-    fn _recharge(&self, py: Python<'_>, cost: u32, grant: Py<PyAny>) -> PyResult<bool> {
-        self.core.get().recharge(py, self.lease, cost, grant)
+    #[pyo3(signature = (cost, scopes, grant, /))]
+    fn _recharge(&self, py: Python<'_>, cost: u32, scopes: Option<&Bound<'_, PyAny>>, grant: Py<PyAny>) -> PyResult<bool> {
+        let scopes = scopes.map_or_else(|| Ok(Scopes::default()), Scopes::of)?;
+        self.core.get().recharge(py, self.lease, cost, &scopes, grant)
     }
 
     /// Takes back a message that was asked for: it is not sent.
@@ -178,23 +183,32 @@ impl Request {
     ///
     /// Args:
     ///     cost: Units of each limit, at least 1.
+    ///     scopes: The scopes of this message, where they differ from those of the one before, such as `{"host": "example.org"}`.
     ///
     /// Raises:
-    ///     ConfigError: The cost is no positive integer.
+    ///     ConfigError: The cost is no positive integer, or the scopes are no mapping of texts.
     ///     CostExceedsBurstError: The backend never admits that cost.
     ///
     /// Cancellation: nothing is charged.
-    #[pyo3(signature = (cost=None), text_signature = "(self, cost=1)")]
-    fn recharge<'py>(slf: &Bound<'py, Self>, cost: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (cost=None, *, scopes=None), text_signature = "(self, cost=1, *, scopes=None)")]
+    fn recharge<'py>(
+        slf: &Bound<'py, Self>,
+        cost: Option<&Bound<'py, PyAny>>,
+        scopes: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let cost = cost.map_or(Ok(1), convert::cost)?;
-        shell(slf.py())?.call_method1("recharge", (slf, cost))
+        shell(slf.py())?.call_method1("recharge", (slf, cost, scopes))
     }
 
     /// The same from a handler's thread: blocks it until one more message may be sent.
-    #[pyo3(signature = (cost=None), text_signature = "(self, cost=1)")]
-    fn recharge_blocking(slf: &Bound<'_, Self>, cost: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    #[pyo3(signature = (cost=None, *, scopes=None), text_signature = "(self, cost=1, *, scopes=None)")]
+    fn recharge_blocking(
+        slf: &Bound<'_, Self>,
+        cost: Option<&Bound<'_, PyAny>>,
+        scopes: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         let cost = cost.map_or(Ok(1), convert::cost)?;
-        shell(slf.py())?.call_method1("recharge_blocking", (slf, cost)).map(drop)
+        shell(slf.py())?.call_method1("recharge_blocking", (slf, cost, scopes)).map(drop)
     }
 
     /// A worker keeps the object of its last attempt: a circle, with the core.

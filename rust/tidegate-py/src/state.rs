@@ -8,7 +8,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use tidegate_core::engine::{
-    Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Outcome, Slice, Staffing, Stage,
+    Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Outcome, Scope, Slice, Staffing, Stage,
     Submission,
 };
 use tidegate_core::queue::ingress::Consumer;
@@ -18,6 +18,7 @@ use crate::convert::seconds;
 use crate::pending::{Conclusion, End, Joined, Listener, Pending};
 use crate::quota;
 use crate::request::{Attempt, Old, Request};
+use crate::scopes::Scopes;
 use crate::stream::Stream;
 use crate::terms::Terms;
 use crate::ticket::Ticket;
@@ -77,7 +78,8 @@ type Finish = (Option<Conclusion>, Option<Py<PyAny>>);
 
 /// A change of state: its kind, the backend, seconds that it lasts, and a step of the kind ladder: the ordinal of the limit, the kinds
 /// before and after, units used.
-pub(crate) type Change = (&'static str, Py<PyString>, Option<f64>, Option<(u16, &'static str, &'static str, u32)>);
+pub(crate) type Change =
+    (&'static str, Py<PyString>, Option<f64>, Option<(u16, &'static str, &'static str, u32)>, Option<(String, String)>);
 
 /// What a pump found to do.
 pub(crate) struct News {
@@ -236,7 +238,7 @@ impl State {
             return None;
         }
         let (target, listener) = pending.leave(ticket.as_any()).pop()?;
-        let pending = Pending::new(target, listener, None);
+        let pending = Pending::new(target, listener, None, Scopes::default());
         Some(Conclusion::without_value(pending, "cancelled"))
     }
 
@@ -331,13 +333,14 @@ impl State {
         let (target, name, account) = (&pending.target, &backend.name, backend.accounts.get(leased.account as usize));
         let runner = pending.runner.as_ref().unwrap_or(&backend.runner);
         if let Some(last) = &place.request
-            && let Some(old) = Request::renew(py, last, &leased, target, name, runner, account)
+            && let Some(old) = Request::renew(py, last, &leased, target, name, runner, (account, &pending.scopes))
         {
             return Next::Again(last.clone_ref(py), old);
         }
         let (target, backend, runner) = (target.clone_ref(py), name.clone_ref(py), runner.clone_ref(py));
         let account = account.map(|account| account.clone_ref(py));
-        Next::New(Attempt { leased, target, backend, runner, account }, place.request.take())
+        let scopes = pending.scopes.clone();
+        Next::New(Attempt { leased, target, backend, runner, account, scopes }, place.request.take())
     }
 
     /// Keeps the object of a worker's attempt, to be used again.
@@ -452,17 +455,20 @@ impl State {
                 }
             }
         }
+        let pair = |scope: Option<Scope>| scope.map(|scope| (scope.name.to_string(), scope.value.to_string()));
         let mut events = Vec::new();
         while let Some(event) = self.engine.pop_event() {
             let name = |id: BackendId| self.backends[usize::from(id.0)].name.clone_ref(py);
             events.push(match event {
-                Event::LimitClosed { backend, until } => ("limit_closed", name(backend), Some(seconds(until.since(now))), None),
-                Event::LimitReopened { backend } => ("limit_reopened", name(backend), None, None),
-                Event::LimitStepped { backend, step } => {
-                    let step = (step.limit, quota::word(step.from), quota::word(step.to), step.used);
-                    ("limit_stepped", name(backend), None, Some(step))
+                Event::LimitClosed { backend, scope, until } => {
+                    ("limit_closed", name(backend), Some(seconds(until.since(now))), None, pair(scope))
                 }
-                Event::BackendGone { backend } => ("backend_gone", name(backend), None, None),
+                Event::LimitReopened { backend, scope } => ("limit_reopened", name(backend), None, None, pair(scope)),
+                Event::LimitStepped { backend, scope, step } => {
+                    let step = (step.limit, quota::word(step.from), quota::word(step.to), step.used);
+                    ("limit_stepped", name(backend), None, Some(step), pair(scope))
+                }
+                Event::BackendGone { backend } => ("backend_gone", name(backend), None, None, None),
                 _ => continue,
             });
         }
@@ -485,14 +491,15 @@ impl State {
             if self.engine.is_accepting() {
                 let Foreign { target, future, terms } = foreign;
                 let terms = terms.get();
-                let (submission, address) = (terms.submission(now, false), future.as_ptr() as usize);
+                let scopes = terms.scopes.borrowed();
+                let (submission, address) = (terms.submission(now, false, &scopes), future.as_ptr() as usize);
                 let handle = if let Some((handle, pending)) = self.join(now, terms, &submission) {
                     pending.join((target, Listener::Future(future)));
                     self.engine.room().release(1);
                     handle
                 } else {
                     let handle = self.engine.submit(now, &submission);
-                    self.keep_on(terms, handle, Pending::new(target, Listener::Future(future), None));
+                    self.keep_on(terms, handle, Pending::new(target, Listener::Future(future), None, terms.scopes.clone()));
                     handle
                 };
                 self.futures.insert(address, handle);

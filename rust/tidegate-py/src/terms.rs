@@ -6,6 +6,8 @@ use pyo3::prelude::*;
 use tidegate_core::engine::{ClassId, Flags, Submission};
 use tidegate_core::time::{Instant, Span};
 
+use crate::scopes::Scopes;
+
 /// When a request may go.
 #[derive(Clone, Copy)]
 pub(crate) enum Start {
@@ -23,6 +25,7 @@ pub(crate) struct Terms {
     pub(crate) timeout: Option<Span>,
     pub(crate) start: Start,
     pub(crate) flow: Option<Box<str>>,
+    pub(crate) scopes: Scopes,
     /// What it is known by: another one by the same name joins it.
     pub(crate) unique: Option<Arc<str>>,
     pub(crate) flags: Flags,
@@ -30,7 +33,7 @@ pub(crate) struct Terms {
 
 impl Terms {
     #[inline]
-    pub(crate) fn submission(&self, now: Instant, held: bool) -> Submission<'_> {
+    pub(crate) fn submission<'a>(&'a self, now: Instant, held: bool, scopes: &'a [(&'a str, &'a str)]) -> Submission<'a> {
         Submission {
             class: self.class,
             priority: self.priority,
@@ -40,6 +43,7 @@ impl Terms {
                 Start::After(span) => now + span,
             },
             flow: self.flow.as_deref().unwrap_or_default(),
+            scopes,
             flags: Flags { held, ..self.flags },
         }
     }

@@ -2,7 +2,7 @@
 //! share theirs.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::ops::Range;
+use std::ops::{Bound, Range};
 
 use super::backend::{Blocked, Cause};
 use super::lease::LeaseId;
@@ -10,6 +10,17 @@ use super::tally::Tally;
 use crate::limit::{Limit, Margin, Quota};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
+
+/// One more message that a running attempt wants to send.
+#[derive(Debug)]
+pub(super) struct Extra {
+    pub(super) lease: LeaseId,
+    pub(super) cost: u32,
+    /// What it is charged to besides its account, held.
+    pub(super) scopes: Box<[u32]>,
+    /// The one of them that has no room for it.
+    pub(super) waits_for: Option<u32>,
+}
 
 #[derive(Debug)]
 pub(super) struct Account {
@@ -21,9 +32,15 @@ pub(super) struct Account {
     pub(super) blocked: Option<Blocked>,
     pub(super) timer: Option<TimerId>,
     /// Running attempts that wait to send one more message, ahead of the queue.
-    pub(super) recharges: VecDeque<(LeaseId, u32)>,
+    pub(super) recharges: VecDeque<Extra>,
+    /// What each value of a scope may do on it, by the number of the scope.
+    pub(super) scoped: Box<[(u16, Box<[Limit]>)]>,
+    /// The scope of which a message was rejected last, and when.
+    pub(super) rejected_scope: Option<(u32, Instant)>,
     /// Longest time seen between a send and its headers.
     pub(super) longest_latency: Span,
+    /// When nothing was left of its limits, if the server may remember what was sent before us.
+    pub(super) used_up_at: Option<Instant>,
     /// The backends that send on it.
     pub(super) backends: Vec<u16>,
     /// They have others to choose from.
@@ -33,19 +50,35 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(limits: &[Limit], concurrency: Option<u32>, backend: u16, has_siblings: bool) -> Account {
+    pub(super) fn new(
+        limits: &[Limit],
+        scoped: &[(u16, Box<[Limit]>)],
+        concurrency: Option<u32>,
+        backend: u16,
+        has_siblings: bool,
+        used_up_at: Option<Instant>,
+    ) -> Account {
         Account {
-            quota: Quota::new(limits, Margin::default()),
+            quota: new_quota(limits, used_up_at),
+            used_up_at,
             concurrency: concurrency.unwrap_or(u32::MAX),
             in_flight: 0,
             blocked: None,
             timer: None,
             recharges: VecDeque::new(),
+            scoped: scoped.into(),
+            rejected_scope: None,
             longest_latency: Span::ZERO,
             backends: vec![backend],
             has_siblings,
             tally: Tally::default(),
         }
+    }
+
+    /// The largest cost that it ever admits.
+    pub(super) fn capacity(&self) -> u32 {
+        let scoped = self.scoped.iter().flat_map(|(_, limits)| limits).map(Limit::capacity);
+        scoped.fold(self.quota.capacity(), u32::min)
     }
 
     /// The cap on its concurrency, if there is one.
@@ -82,6 +115,12 @@ impl Account {
     pub(super) fn cause(&self) -> Option<Cause> {
         self.blocked.map(|blocked| blocked.cause)
     }
+}
+
+/// A quota of which nothing is used, or all is since an instant.
+pub(super) fn new_quota(limits: &[Limit], used_up_at: Option<Instant>) -> Quota {
+    let margin = Margin::default();
+    used_up_at.map_or_else(|| Quota::new(limits, margin), |at| Quota::used_up(limits, margin, at))
 }
 
 /// The accounts of one backend, and which of them are open.
@@ -131,6 +170,20 @@ impl Accounts {
             None => self.blocked.is_none().then_some(self.first),
             Some(several) => several.open.first().map(|&(_, account)| account),
         }
+    }
+
+    /// The open one that comes after `before` in the order of [`least`](Accounts::least), with what it has in flight.
+    pub(super) fn next_open(&self, before: Option<(u32, u32)>) -> Option<(u32, u32)> {
+        let Some(several) = &self.several else {
+            return (before.is_none() && self.blocked.is_none()).then_some((0, self.first));
+        };
+        let after = before.map_or(Bound::Unbounded, Bound::Excluded);
+        several.open.range((after, Bound::Unbounded)).next().copied()
+    }
+
+    /// Whether one of them is not open.
+    pub(super) fn is_any_blocked(&self) -> bool {
+        self.several.as_ref().map_or(self.blocked.is_some(), |several| several.open.len() < self.count as usize)
     }
 
     /// Why none is open.

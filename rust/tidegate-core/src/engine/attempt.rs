@@ -1,5 +1,6 @@
 //! From a lease to what becomes of its request: acknowledgement, extra messages, outcome, time-out.
 
+use super::account::Extra;
 use super::backend::{Blocked, Cause};
 use super::event::{Action, Ending, Event};
 use super::lease::LeaseId;
@@ -112,21 +113,24 @@ impl Engine {
     }
 
     /// A running attempt wants to send one more message of `cost`, which its limits must admit, ahead of the queue.
-    /// What it sent before counts as acknowledged.
-    pub fn recharge(&mut self, now: Instant, lease: LeaseId, cost: u32) -> Recharge {
+    /// What it sent before counts as acknowledged. `scopes` as in [`Submission`](super::Submission); what is not named is as before.
+    pub fn recharge(&mut self, now: Instant, lease: LeaseId, cost: u32, scopes: &[(&str, &str)]) -> Recharge {
         let Some(index) = self.leases.find(lease) else { return Recharge::Gone };
         let running = self.leases.get(index);
         if running.request.is_none() {
             return Recharge::Gone;
         }
         let account = running.account;
-        let capacity = self.accounts[account as usize].quota.capacity();
+        let capacity = self.accounts[account as usize].capacity();
         if cost > capacity {
             return Recharge::Never(capacity);
         }
         self.answered(now, index, false, None);
         self.completed(now, now, index);
-        self.accounts[account as usize].recharges.push_back((lease, cost));
+        let before = std::mem::take(&mut self.leases.get_mut(index).scopes);
+        let scopes = self.hold_said(account, scopes, &before);
+        self.leases.get_mut(index).scopes = before;
+        self.accounts[account as usize].recharges.push_back(Extra { lease, cost, scopes, waits_for: None });
         let waited = self.actions.len();
         self.block_for_recharge(now, account);
         let mine = |action: &Action| matches!(action, Action::Recharged { lease: granted } if *granted == lease);
@@ -153,8 +157,9 @@ impl Engine {
         }
         let account = self.leases.get(index).account;
         let recharges = &mut self.accounts[account as usize].recharges;
-        let at = (0..recharges.len()).filter(|&at| recharges[at].0 == lease).nth(nth - granted);
-        if at.and_then(|at| recharges.remove(at)).is_some() {
+        let at = (0..recharges.len()).filter(|&at| recharges[at].lease == lease).nth(nth - granted);
+        if let Some(extra) = at.and_then(|at| recharges.remove(at)) {
+            self.forget_extra(now, &extra);
             self.reopen(now, account);
         }
     }
@@ -170,8 +175,7 @@ impl Engine {
         lease.unacked -= cost;
         lease.unfinished -= cost;
         let (account, sent_at) = (lease.account, lease.sent_at);
-        self.accounts[account as usize].quota.refund(sent_at, cost);
-        self.tally(account).lost(cost);
+        self.refund(now, index, sent_at, cost);
         if self.accounts[account as usize].cause() == Some(Cause::Limit) {
             self.reopen(now, account);
         }
@@ -186,15 +190,14 @@ impl Engine {
         let Some(index) = self.leases.find(lease) else { return Finished::Stray };
         let running = self.leases.get(index);
         let (id, account, request) = (running.backend, running.account, running.request);
-        let dropped = self.drop_recharges(account, lease);
+        let dropped = self.drop_recharges(now, account, lease);
         let running = self.leases.get(index);
         if unsent && running.unacked > 0 {
             let (sent_at, unacked) = (running.sent_at, running.unacked);
             let lease = self.leases.get_mut(index);
             lease.unacked = 0;
             lease.unfinished -= unacked;
-            self.accounts[account as usize].quota.refund(sent_at, unacked);
-            self.tally(account).lost(unacked);
+            self.refund(now, index, sent_at, unacked);
             self.limit_changed(now, account);
         } else if request.is_none() {
             // What it sent is settled, but a rejection is news all the same.
@@ -223,7 +226,11 @@ impl Engine {
                 Outcome::Neutral => self.die(now, slot, index),
             },
         };
+        let scopes = std::mem::take(&mut self.leases.get_mut(index).scopes);
         self.leases.remove(index);
+        for scope in scopes {
+            self.release_scope(now, scope);
+        }
         self.vacate(account, id);
         if dropped {
             self.reopen(now, account);
@@ -383,7 +390,7 @@ impl Engine {
         backend.strays += 1;
         self.leases.remove_timed(&mut backend.timed, index);
         let lease = self.leases.id(index);
-        let dropped = self.drop_recharges(account, lease);
+        let dropped = self.drop_recharges(now, account, lease);
         self.unanswered(now, index);
         let longest = self.accounts[account as usize].longest_latency;
         self.completed(now, now + longest, index);
@@ -411,30 +418,77 @@ impl Engine {
         // The acknowledgement and the outcome of one attempt are one rejection.
         let was_rejected = lease.rejected;
         lease.rejected |= rejection;
+        let scopes = std::mem::take(&mut lease.scopes);
         let charged = &mut self.accounts[account as usize];
         if unacked > 0 {
             charged.longest_latency = charged.longest_latency.max(now.since(sent_at));
             charged.quota.ack_sent(now, sent_at, unacked);
-        }
-        let event = if was_rejected {
-            None
-        } else if rejection {
-            self.tally(account).lost(unacked);
-            let charged = &mut self.accounts[account as usize];
-            if let Some(step) = charged.quota.climb(now, sent_at) {
-                self.push_event(Event::LimitStepped { backend, step });
+            for &scope in &scopes {
+                self.scopes.get_mut(scope).quota.ack_sent(now, sent_at, unacked);
             }
-            let charged = &mut self.accounts[account as usize];
-            let is_closed = matches!(charged.quota.gate(now), GateState::Closed(_));
-            let closed = charged.quota.rejected(now, sent_at, retry_after).filter(|_| !is_closed);
-            closed.map(|until| Event::LimitClosed { backend, until })
-        } else {
-            charged.quota.accepted(sent_at).then_some(Event::LimitReopened { backend })
-        };
-        if let Some(event) = event {
-            self.push_event(event);
         }
+        if !was_rejected && rejection {
+            self.tally(account).lost(unacked);
+            let is_of_account = self.is_of_account(now, account, &scopes);
+            if is_of_account {
+                self.rejected(now, sent_at, retry_after, (backend, account, None));
+            } else {
+                // It says nothing about the limits that it was charged to besides.
+                self.accounts[account as usize].quota.unanswered(sent_at);
+            }
+            for &scope in &scopes {
+                self.rejected(now, sent_at, retry_after, (backend, account, Some(scope)));
+            }
+        } else if !was_rejected {
+            if self.accounts[account as usize].quota.accepted(sent_at) {
+                self.push_event(Event::LimitReopened { backend, scope: None });
+            }
+            for &scope in &scopes {
+                if self.scopes.get_mut(scope).quota.accepted(sent_at) {
+                    let scope = Some(self.scopes.scope(scope));
+                    self.push_event(Event::LimitReopened { backend, scope });
+                }
+            }
+        }
+        self.leases.get_mut(index).scopes = scopes;
         self.limit_changed(now, account);
+        self.scopes_changed(now, index);
+    }
+
+    /// The server rejected a message: the quota of an account, or of a scope on it, closes.
+    fn rejected(
+        &mut self,
+        now: Instant,
+        sent_at: Instant,
+        retry_after: Option<Span>,
+        (backend, account, scope): (BackendId, u32, Option<u32>),
+    ) {
+        let quota = match scope {
+            None => &mut self.accounts[account as usize].quota,
+            Some(scope) => &mut self.scopes.get_mut(scope).quota,
+        };
+        let step = quota.climb(now, sent_at);
+        let is_closed = matches!(quota.gate(now), GateState::Closed(_));
+        let closed = quota.rejected(now, sent_at, retry_after).filter(|_| !is_closed);
+        let scope = scope.map(|scope| self.scopes.scope(scope));
+        if let Some(step) = step {
+            self.push_event(Event::LimitStepped { backend, scope: scope.clone(), step });
+        }
+        if let Some(until) = closed {
+            self.push_event(Event::LimitClosed { backend, scope, until });
+        }
+    }
+
+    /// Takes back what an attempt was charged for a message that did not leave this machine.
+    fn refund(&mut self, now: Instant, index: u32, sent_at: Instant, cost: u32) {
+        let lease = self.leases.get(index);
+        let account = lease.account;
+        self.accounts[account as usize].quota.refund(sent_at, cost);
+        for &scope in &lease.scopes {
+            self.scopes.get_mut(scope).quota.refund(sent_at, cost);
+        }
+        self.tally(account).lost(cost);
+        self.scopes_changed(now, index);
     }
 
     /// What an attempt sent gets no answer: charged as if its headers came as late as any have.
@@ -449,8 +503,14 @@ impl Engine {
         let counted_by = now + charged.longest_latency;
         charged.quota.ack_sent(counted_by, sent_at, unacked);
         charged.quota.unanswered(sent_at);
+        for &scope in &lease.scopes {
+            let quota = &mut self.scopes.get_mut(scope).quota;
+            quota.ack_sent(counted_by, sent_at, unacked);
+            quota.unanswered(sent_at);
+        }
         self.completed(now, counted_by, index);
         self.limit_changed(now, account);
+        self.scopes_changed(now, index);
     }
 
     /// What an attempt sent is over, counted by `at`: the clocks that are anchored at the finish start.
@@ -459,12 +519,28 @@ impl Engine {
         let lease = self.leases.get_mut(index);
         let (account, started_at, unfinished) = (lease.account, lease.started_at, std::mem::take(&mut lease.unfinished));
         let charged = &mut self.accounts[account as usize];
-        if unfinished == 0 || !charged.quota.waits_for_finish() {
+        let mut waits = charged.quota.waits_for_finish();
+        for &scope in &lease.scopes {
+            waits |= self.scopes.get(scope).quota.waits_for_finish();
+        }
+        if unfinished == 0 || !waits {
             return;
         }
         charged.longest_latency = charged.longest_latency.max(now.since(started_at));
         charged.quota.finish(at, unfinished);
+        for &scope in &lease.scopes {
+            self.scopes.get_mut(scope).quota.finish(at, unfinished);
+        }
         self.limit_changed(now, account);
+        self.scopes_changed(now, index);
+    }
+
+    /// Something happened to the quotas of the scopes that an attempt is charged to.
+    #[inline]
+    fn scopes_changed(&mut self, now: Instant, index: u32) {
+        for nth in 0..self.leases.get(index).scopes.len() {
+            self.scope_changed(now, self.leases.get(index).scopes[nth]);
+        }
     }
 
     /// Something happened to a quota: what it holds back may go earlier than it was told.
@@ -483,39 +559,77 @@ impl Engine {
     }
 
     /// Grants what the limits admit of the messages that running attempts wait to send. If some must wait on, what the
-    /// account is blocked by for their sake.
+    /// account is blocked by for their sake. One that only a scope of its own has no room for holds nobody else up.
     #[inline]
     pub(super) fn serve_recharges(&mut self, now: Instant, account: u32) -> Option<Blocked> {
-        loop {
-            let charged = &mut self.accounts[account as usize];
-            let &(lease, cost) = charged.recharges.front()?;
-            let blocked = Blocked::by(charged.quota.next_eligible(now, cost).eligible, cost, None);
-            if blocked.is_some() {
-                return blocked;
+        let mut at = 0;
+        while let Some(extra) = self.accounts[account as usize].recharges.get(at) {
+            if extra.waits_for.is_some() {
+                at += 1;
+                continue;
             }
-            charged.recharges.pop_front();
-            charged.quota.send(now, cost);
-            self.tally(account).sent(cost);
-            if let Some(index) = self.leases.find(lease) {
-                let lease = self.leases.get_mut(index);
-                lease.unacked += cost;
-                lease.unfinished += cost;
-                lease.sent_at = now;
-                lease.rejected = false;
+            let cost = extra.cost;
+            let quota = &self.accounts[account as usize].quota;
+            if let Some(blocked) = Blocked::by(quota.next_eligible(now, cost).eligible, cost, None) {
+                return Some(blocked);
             }
-            self.actions.push_back(Action::Recharged { lease });
+            let Some(extra) = self.accounts[account as usize].recharges.remove(at) else { break };
+            match self.scope_of_extra_in_the_way(now, &extra.scopes, cost) {
+                Some(scope) => {
+                    let waiting = Extra { waits_for: Some(scope), ..extra };
+                    self.accounts[account as usize].recharges.insert(at, waiting);
+                    at += 1;
+                }
+                None => self.grant(now, account, extra),
+            }
         }
+        None
+    }
+
+    /// An attempt may send the message that it asked for.
+    fn grant(&mut self, now: Instant, account: u32, extra: Extra) {
+        let Extra { lease, cost, scopes, .. } = extra;
+        self.accounts[account as usize].quota.send(now, cost);
+        self.tally(account).sent(cost);
+        for &scope in &scopes {
+            self.scopes.get_mut(scope).quota.send(now, cost);
+        }
+        let mut released = scopes;
+        if let Some(index) = self.leases.find(lease) {
+            let lease = self.leases.get_mut(index);
+            lease.unacked += cost;
+            lease.unfinished += cost;
+            lease.sent_at = now;
+            lease.rejected = false;
+            std::mem::swap(&mut lease.scopes, &mut released);
+        }
+        for scope in released {
+            self.release_scope(now, scope);
+        }
+        self.actions.push_back(Action::Recharged { lease });
     }
 
     /// An attempt that is over sends nothing more; to be called before its end is settled, which may grant it something. Whether it
     /// waited to: then its account is to be reopened once all is settled.
     #[inline]
-    fn drop_recharges(&mut self, account: u32, lease: LeaseId) -> bool {
-        let recharges = &mut self.accounts[account as usize].recharges;
-        let waiting = recharges.len();
-        if waiting > 0 {
-            recharges.retain(|&(waiting, _)| waiting != lease);
+    fn drop_recharges(&mut self, now: Instant, account: u32, lease: LeaseId) -> bool {
+        let mut dropped = false;
+        while let Some(at) = self.accounts[account as usize].recharges.iter().position(|extra| extra.lease == lease) {
+            dropped = true;
+            if let Some(extra) = self.accounts[account as usize].recharges.remove(at) {
+                self.forget_extra(now, &extra);
+            }
         }
-        recharges.len() < waiting
+        dropped
+    }
+
+    /// A message that was asked for is not sent.
+    fn forget_extra(&mut self, now: Instant, extra: &Extra) {
+        if let Some(scope) = extra.waits_for {
+            self.extra_left(now, scope);
+        }
+        for &scope in &extra.scopes {
+            self.release_scope(now, scope);
+        }
     }
 }

@@ -4,7 +4,7 @@ use super::BackendId;
 use super::account::Accounts;
 use super::eligibility::Presence;
 use super::lease::Timed;
-use super::request::Mark;
+use super::scope::ScopedLimits;
 use crate::limit::{Eligible, Limit};
 use crate::queue::{Key, ReadyHeap};
 use crate::time::{Instant, Span};
@@ -23,6 +23,8 @@ pub enum Spends {
 pub struct BackendSpec {
     /// What its server allows each account.
     pub limits: Vec<Limit>,
+    /// What it allows each value of a scope, on each account; a scope is named once.
+    pub scoped: Vec<ScopedLimits>,
     /// Attempts at once on each account, at least 1; `None` for no cap.
     pub concurrency: Option<u32>,
     /// Whose limits and concurrency these are.
@@ -31,6 +33,18 @@ pub struct BackendSpec {
     pub timeout: Option<Span>,
     /// Its share among ready backends; > 0.
     pub weight: f64,
+    /// What its server may remember of an earlier client.
+    pub cold_start: ColdStart,
+}
+
+/// What is assumed of a server that may remember who was there before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ColdStart {
+    /// It counts nothing: all that it allows may go at once.
+    #[default]
+    AssumeEmpty,
+    /// It has just counted all that it allows.
+    AssumeFull,
 }
 
 /// Why a backend takes nothing now.
@@ -85,6 +99,10 @@ pub(super) struct Backend {
     pub(super) timed: Timed,
     /// A timer is armed for the oldest of `timed`, or for one before it.
     pub(super) watched: bool,
+    /// Its accounts have limits by scope.
+    pub(super) is_scoped: bool,
+    /// Classes that no account admits which was open, while another was not.
+    pub(super) elsewhere: Vec<u32>,
     /// Those of its accounts that are kept for the cost of a head.
     pub(super) reserved: Vec<u32>,
     /// The sets that contain it.
@@ -104,6 +122,8 @@ impl Backend {
             wanted: false,
             timed: Timed::NONE,
             watched: false,
+            is_scoped: !spec.scoped.is_empty(),
+            elsewhere: Vec::new(),
             reserved: Vec::new(),
             sets: Vec::new(),
         }
@@ -155,15 +175,15 @@ impl BackendSet {
         }
     }
 
-    #[inline]
-    pub(super) fn mark(&self, now: Instant) -> Mark {
+    /// Time during which every backend was blocked.
+    pub(super) fn blocked(&self, now: Instant) -> Span {
         let (limit, concurrency) = self.clocks(now);
-        Mark::new(limit, concurrency)
+        limit + concurrency
     }
 
     /// Time during which every backend was blocked: at least one by a limit, or all by concurrency.
     #[inline]
-    fn clocks(&self, now: Instant) -> (Span, Span) {
+    pub(super) fn clocks(&self, now: Instant) -> (Span, Span) {
         let blocked = if self.open == 0 { now.since(self.changed_at) } else { Span::ZERO };
         if self.limited > 0 { (self.limit + blocked, self.concurrency) } else { (self.limit, self.concurrency + blocked) }
     }

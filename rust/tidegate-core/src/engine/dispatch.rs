@@ -4,9 +4,9 @@ use super::account::Account;
 use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
 use super::lease::LeaseId;
-use super::request::{Handle, State};
+use super::request::{Handle, Mark, State};
 use super::tally::Tally;
-use super::{BackendId, Engine, Timer};
+use super::{BackendId, Engine, Timer, Waiting};
 use crate::limit::Eligible;
 use crate::queue::{Key, Nodes};
 use crate::route::{self, Candidate};
@@ -70,7 +70,13 @@ impl Engine {
             let slots =
                 self.accounts[backend.accounts.span()].iter().map(|account| account.slots(now)).fold(0, usize::saturating_add);
             // No more classes than slots are looked at: each holds at least one request.
-            let lengths = backend.waiting.classes().take(slots).map(|class| self.classes[class as usize].queue.len());
+            let length = |class: u32| {
+                let all = self.classes[class as usize].queue.len();
+                let places = backend.accounts.all();
+                let room = |account| self.scope_room(now, class, account);
+                if backend.is_scoped { all.min(places.map(room).fold(0, usize::saturating_add)) } else { all }
+            };
+            let lengths = backend.waiting.classes().take(slots).map(length);
             demand = demand.saturating_add(slots.min(lengths.sum()));
         }
         // A class that several backends wait for was counted by each.
@@ -108,7 +114,7 @@ impl Engine {
     #[inline]
     fn place(&mut self, now: Instant, class: u32) -> Option<(u32, (u16, u32))> {
         let waiting = &self.classes[class as usize];
-        let (set, cost) = (waiting.set, waiting.cost);
+        let set = waiting.set;
         let slot = waiting.queue.head(&self.requests)?;
         let deadline = self.requests.get(slot).deadline;
         if deadline <= now {
@@ -117,40 +123,42 @@ impl Engine {
             return None;
         }
         let mut ready = 0u32;
+        self.found.clear();
         let mut last = None;
         for index in 0..self.sets[set as usize].backends.len() {
             let id = self.sets[set as usize].backends[index];
             if let Some(account) = self.open_account(now, id, class, slot) {
                 ready += 1;
-                last = Some((id, account));
+                if let Some(first) = last.replace((id, account)) {
+                    self.found.push(first);
+                }
             }
         }
         if ready == 1 {
             return last.map(|place| (slot, place));
         }
         if ready == 0 {
-            if deadline < Instant::FAR && self.is_hopeless(now, set, cost, deadline) {
+            if deadline < Instant::FAR && self.is_hopeless(now, class, deadline) {
                 self.abort(now, slot, Ending::Expired(Stage::Queued));
             }
             return None;
         }
         let avoid = self.requests.history(slot).and_then(|history| history.avoid);
-        let candidates = self.sets[set as usize].backends.iter().filter_map(|&id| {
+        self.found.extend(last);
+        let candidates = self.found.iter().map(|&(id, _)| {
             let backend = &self.backends[usize::from(id)];
-            backend.accounts.least().map(|_| Candidate {
-                backend: id,
-                in_flight: backend.in_flight,
-                weight: backend.weight,
-                failed: avoid == Some(id),
-            })
+            Candidate { backend: id, in_flight: backend.in_flight, weight: backend.weight, failed: avoid == Some(id) }
         });
         let chosen = route::choose(candidates)?;
-        self.backends[usize::from(chosen)].accounts.least().map(|account| (slot, (chosen, account)))
+        self.found.iter().find(|(id, _)| *id == chosen).map(|&place| (slot, place))
     }
 
     /// The open account of a backend with the least in flight that admits the head in `slot`. Those that do not are blocked.
     #[inline]
     fn open_account(&mut self, now: Instant, id: u16, class: u32, slot: u32) -> Option<u32> {
+        if self.backends[usize::from(id)].is_scoped {
+            return self.open_account_in_scope(now, id, class, slot);
+        }
         let cost = self.classes[class as usize].cost;
         loop {
             let account = self.backends[usize::from(id)].accounts.least()?;
@@ -164,13 +172,15 @@ impl Engine {
     }
 
     /// Whether the limits of every backend of a set admit a cost only after `deadline`. Service time is not estimated.
-    fn is_hopeless(&self, now: Instant, set: u32, cost: u32, deadline: Instant) -> bool {
-        let late = |account: &Account| {
-            let verdict = account.quota.next_eligible(now, cost);
+    fn is_hopeless(&self, now: Instant, class: u32, deadline: Instant) -> bool {
+        let &Waiting { set, cost, .. } = &self.classes[class as usize];
+        let is_late = |account: u32| {
+            let verdict = self.accounts[account as usize].quota.next_eligible(now, cost);
             matches!(verdict.eligible, Eligible::At(at) | Eligible::Closed(at) if at >= deadline)
+                || self.is_scope_late(now, class, account, cost, deadline)
         };
-        let accounts = |id: u16| &self.accounts[self.backends[usize::from(id)].accounts.span()];
-        self.sets[set as usize].backends.iter().all(|&id| accounts(id).iter().all(late))
+        let mut accounts = self.sets[set as usize].backends.iter().flat_map(|&id| self.backends[usize::from(id)].accounts.all());
+        accounts.all(is_late)
     }
 
     #[inline]
@@ -187,7 +197,16 @@ impl Engine {
         self.head_changed(now, class);
         let blocked = self.blocked_since(now, slot);
 
-        let lease = self.leases.insert(slot, (id, account), cost, now, blocked);
+        let scopes = if self.backends[usize::from(id)].is_scoped {
+            let scopes = self.hold_scopes(class, account);
+            for &scope in &scopes {
+                self.scopes.get_mut(scope).quota.send(now, cost);
+            }
+            scopes
+        } else {
+            Box::default()
+        };
+        let lease = self.leases.insert(slot, (id, account, scopes), cost, now, blocked);
         let charged = &mut self.accounts[account as usize];
         charged.quota.send(now, cost);
         let full = self.occupy(account, id);
@@ -235,8 +254,8 @@ impl Engine {
     #[inline]
     pub(super) fn enqueue(&mut self, now: Instant, slot: u32, back: bool) {
         let class = self.requests.get(slot).class;
+        let mark = self.mark(now, class);
         let waiting = &mut self.classes[class as usize];
-        let mark = self.sets[waiting.set as usize].mark(now);
         let entry = self.requests.get_mut(slot);
         entry.mark = mark;
         entry.state = State::Queued;
@@ -281,14 +300,21 @@ impl Engine {
         let waiting = &self.classes[class as usize];
         let set = waiting.set as usize;
         let key = waiting.queue.head(&self.requests).map(|slot| self.key(class, slot));
+        let scoped = waiting.scoped.is_some();
         for index in 0..self.sets[set].backends.len() {
             let id = self.sets[set].backends[index];
             let backend = &mut self.backends[usize::from(id)];
+            if scoped && self.classes[class as usize].scoped.as_ref().is_some_and(|scoped| scoped.is_parked_at(id)) {
+                continue;
+            }
             match key {
                 Some(key) => backend.waiting.set(class, key),
                 None => backend.waiting.remove(class),
             }
             self.head_changed_at(now, id);
+        }
+        if scoped {
+            self.parked_head_changed(now, class);
         }
     }
 
@@ -319,12 +345,20 @@ impl Engine {
         }
     }
 
+    /// A reading of the clocks of a class.
+    #[inline]
+    fn mark(&self, now: Instant, class: u32) -> Mark {
+        let waiting = &self.classes[class as usize];
+        let (limit, concurrency) = self.sets[waiting.set as usize].clocks(now);
+        let held = if waiting.scoped.is_some() { self.held(now, class) } else { Span::ZERO };
+        Mark::new(limit + held, concurrency)
+    }
+
     /// Time since this waiting request joined its queue during which all its backends were blocked: by limits, by concurrency.
     #[inline]
     pub(super) fn blocked_since(&self, now: Instant, slot: u32) -> (Span, Span) {
         let entry = self.requests.get(slot);
-        let set = self.classes[entry.class as usize].set;
-        let (limit, concurrency) = entry.mark.until(self.sets[set as usize].mark(now));
+        let (limit, concurrency) = entry.mark.until(self.mark(now, entry.class));
         // Marks are coarse: what they tell apart may be longer than the wait.
         let since = self.requests.history(slot).map_or(entry.joined_at, |history| history.waiting_since);
         let waited = now.since(since);
@@ -391,7 +425,7 @@ impl Engine {
 
     /// Takes nothing more from the queue to this account until its timer, or an event, reopens it.
     #[inline]
-    fn block(&mut self, now: Instant, account: u32, blocked: Blocked) {
+    pub(super) fn block(&mut self, now: Instant, account: u32, blocked: Blocked) {
         self.change(now, account, Some(blocked));
     }
 
@@ -435,8 +469,10 @@ impl Engine {
     #[inline]
     fn cause_changed(&mut self, now: Instant, account: u32, before: Option<Cause>, after: Option<Cause>) {
         let Account { in_flight, backends, .. } = &self.accounts[account as usize];
+        let mut elsewhere = false;
         for &id in backends {
             let backend = &mut self.backends[usize::from(id)];
+            elsewhere |= after.is_none() && !backend.elsewhere.is_empty();
             let (was, is) = backend.accounts.change(account, *in_flight, before, after);
             if was != is {
                 for &set in &backend.sets {
@@ -444,6 +480,11 @@ impl Engine {
                 }
                 let ready = is.is_none() && !backend.waiting.is_empty();
                 note_ready(&mut self.ready, id, ready);
+            }
+        }
+        if elsewhere {
+            for id in self.accounts[account as usize].backends.clone() {
+                self.unpark_elsewhere(now, id);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use super::account::Account;
 use super::backend::BackendSet;
 use super::event::{Ending, Event};
+use super::scope::ScopedLimits;
 use super::share::NO_FLOW;
 use super::{BackendId, ClassError, ClassId, Engine, Waiting};
 use crate::limit::Limit;
@@ -79,7 +80,7 @@ impl Engine {
         let set = self.set(now, fit);
         self.sets[set as usize].classes += 1;
         let queue = Class::new(self.requests.rule());
-        self.classes.push(Waiting { queue, set, named, cost, flow: NO_FLOW, pending: 0 });
+        self.classes.push(Waiting { queue, set, named, cost, flow: NO_FLOW, pending: 0, transient: false, scoped: None });
         let class = ClassId((self.classes.len() - 1) as u32);
         self.named.classes.insert((named, cost), class);
         Ok(class)
@@ -92,7 +93,7 @@ impl Engine {
     }
 
     fn largest_cost(&self, id: u16) -> u32 {
-        self.accounts[self.backends[usize::from(id)].accounts.all().start as usize].quota.capacity()
+        self.accounts[self.backends[usize::from(id)].accounts.all().start as usize].capacity()
     }
 
     /// Of the backends that were named those that are there and admit the cost; if there are none, those that drain and do.
@@ -150,12 +151,25 @@ impl Engine {
     }
 
     /// Replaces what a backend, and those of its group, may do. What has been sent counts against the new limits too.
-    pub fn set_quota(&mut self, now: Instant, id: BackendId, limits: &[Limit], concurrency: Option<u32>) {
+    pub fn set_quota(
+        &mut self,
+        now: Instant,
+        id: BackendId,
+        limits: &[Limit],
+        scoped: &[ScopedLimits],
+        concurrency: Option<u32>,
+    ) {
+        let scoped = self.scoped_limits(scoped);
         for index in self.backends[usize::from(id.0)].accounts.all() {
             let on_the_way = self.leases.on_the_way(index);
             let account = &mut self.accounts[index as usize];
             account.set_quota(now, limits, concurrency, on_the_way);
+            account.scoped = scoped.clone();
+            for backend in account.backends.clone() {
+                self.backends[usize::from(backend)].is_scoped = !scoped.is_empty();
+            }
             account.tally.restart(now);
+            self.refit_scopes(now, index);
             self.reopen(now, index);
         }
         self.backends_changed(now);
@@ -173,8 +187,8 @@ impl Engine {
     fn reassign(&mut self, now: Instant) {
         let mut continued: HashMap<(u32, Box<[u16]>), u32> = HashMap::new();
         for class in 0..self.classes.len() as u32 {
-            let &Waiting { set, named, cost, flow, pending, .. } = &self.classes[class as usize];
-            if flow != NO_FLOW && pending == 0 {
+            let &Waiting { set, named, cost, pending, transient, .. } = &self.classes[class as usize];
+            if transient && pending == 0 {
                 continue; // its place is free
             }
             let fit = self.fit(named, cost);
@@ -207,6 +221,7 @@ impl Engine {
     }
 
     fn move_class(&mut self, now: Instant, class: u32, to: u32) {
+        self.unpark_everywhere(now, class);
         let waiting = &mut self.classes[class as usize];
         let from = std::mem::replace(&mut waiting.set, to);
         self.sets[from as usize].classes -= 1;

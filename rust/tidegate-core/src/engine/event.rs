@@ -3,6 +3,7 @@
 use super::BackendId;
 use super::lease::LeaseId;
 use super::request::{Handle, Waits};
+use super::scope::Scope;
 use crate::limit::Step;
 use crate::time::{Instant, Span};
 
@@ -70,7 +71,7 @@ pub enum Action {
 }
 
 /// A change of state of a limit or a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
     /// A server rejected a message: its quota is closed. Rejections of what was in flight then may put the end off, and are no
@@ -78,6 +79,8 @@ pub enum Event {
     LimitClosed {
         /// Whose.
         backend: BackendId,
+        /// Whose limits these are, when each value of a scope has its own.
+        scope: Option<Scope>,
         /// Until when; one message goes first then.
         until: Instant,
     },
@@ -85,6 +88,8 @@ pub enum Event {
     LimitStepped {
         /// Whose.
         backend: BackendId,
+        /// Whose limits these are, when each value of a scope has its own.
+        scope: Option<Scope>,
         /// Which limit, from what to what.
         step: Step,
     },
@@ -97,5 +102,7 @@ pub enum Event {
     LimitReopened {
         /// Whose.
         backend: BackendId,
+        /// Whose limits these are, when each value of a scope has its own.
+        scope: Option<Scope>,
     },
 }

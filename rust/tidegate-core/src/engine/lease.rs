@@ -33,6 +33,8 @@ pub(super) struct Lease {
     pub(super) unacked: u32,
     /// Units sent that limits anchored at the finish still wait for.
     pub(super) unfinished: u32,
+    /// What its last message was charged to besides its account, held.
+    pub(super) scopes: Box<[u32]>,
     /// The server has rejected the last message of this attempt: counted once.
     pub(super) rejected: bool,
     pub(super) started_at: Instant,
@@ -78,12 +80,12 @@ impl Leases {
     pub(super) fn insert(
         &mut self,
         request: u32,
-        (backend, account): (u16, u32),
+        (backend, account, scopes): (u16, u32, Box<[u32]>),
         cost: u32,
         now: Instant,
         blocked: (Span, Span),
     ) -> u32 {
-        let lease = |generation| Lease {
+        let lease = move |generation| Lease {
             generation,
             request: Some(request),
             live: true,
@@ -91,6 +93,7 @@ impl Leases {
             account,
             unacked: cost,
             unfinished: cost,
+            scopes,
             rejected: false,
             started_at: now,
             sent_at: now,
@@ -160,6 +163,12 @@ impl Leases {
     /// Units that an account has sent and whose headers have not come; and those whose attempts are not over.
     pub(super) fn on_the_way(&self, account: u32) -> (u32, u32) {
         let theirs = self.leases.iter().filter(|lease| lease.live && lease.account == account);
+        theirs.fold((0, 0), |(unacked, unfinished), lease| (unacked + lease.unacked, unfinished + lease.unfinished))
+    }
+
+    /// As [`on_the_way`](Leases::on_the_way), of those charged to this scope.
+    pub(super) fn on_the_way_in(&self, scope: u32) -> (u32, u32) {
+        let theirs = self.leases.iter().filter(|lease| lease.live && lease.scopes.contains(&scope));
         theirs.fold((0, 0), |(unacked, unfinished), lease| (unacked + lease.unacked, unfinished + lease.unfinished))
     }
 

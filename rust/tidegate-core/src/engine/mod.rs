@@ -23,6 +23,7 @@ mod event;
 mod join;
 mod lease;
 mod request;
+mod scope;
 mod share;
 mod status;
 mod tally;
@@ -31,13 +32,14 @@ use std::collections::VecDeque;
 use std::fmt;
 
 pub use attempt::{Answer, Finished, Outcome, Recharge};
-pub use backend::{BackendSpec, Spends};
+pub use backend::{BackendSpec, ColdStart, Spends};
 pub use crew::{Slice, Staffing};
 pub use dispatch::Leased;
 pub use event::{Action, Ended, Ending, Event, Stage};
 pub use lease::LeaseId;
 pub use request::{Flags, Handle, Waits};
-pub use status::{BackendState, BackendStatus};
+pub use scope::{Scope, ScopedLimits};
+pub use status::{BackendState, BackendStatus, ScopedUsage};
 pub use tally::Share;
 
 use crate::ledger::Ledger;
@@ -52,6 +54,7 @@ use crew::Crew;
 use eligibility::Named;
 use lease::Leases;
 use request::{Requests, State};
+use scope::{Scoped, Scopes};
 
 /// How an engine is set up.
 #[derive(Clone, Debug)]
@@ -115,6 +118,9 @@ pub struct Submission<'a> {
     pub not_before: Instant,
     /// With whom it shares under [`Order::Fair`]; empty for those without a flow, who are one more.
     pub flow: &'a str,
+    /// Its scopes, name and value: those that limits count by. One that is not named here has the empty value, which all that do not name
+    /// it share.
+    pub scopes: &'a [(&'a str, &'a str)],
     /// The rest.
     pub flags: Flags,
 }
@@ -130,6 +136,8 @@ enum Timer {
     Attempt(u16),
     /// A blocked account's limits may have room.
     Account(u32),
+    /// The limits of a scope may have room, or be full again.
+    Scope(u32),
     /// The retry budget has earned a retry that is waited for.
     Budget,
 }
@@ -145,6 +153,10 @@ struct Waiting {
     flow: u32,
     /// Requests of it that have not ended.
     pending: u32,
+    /// It exists as long as it has any.
+    transient: bool,
+    /// Of what it is particular, if a scope holds it back or may.
+    scoped: Option<Box<Scoped>>,
 }
 
 /// See the module.
@@ -160,6 +172,9 @@ pub struct Engine {
     named: Named,
     backends: Vec<Backend>,
     accounts: Vec<Account>,
+    scopes: Scopes,
+    /// Where the head that is being placed may go now, but for one.
+    found: Vec<(u16, u32)>,
     /// Backends that were removed and on which something may still run.
     leaving: u32,
     /// Bit `b % 64` of word `b / 64`: backend `b` is open and a class waits for it.
@@ -201,6 +216,8 @@ impl Engine {
             named: Named::default(),
             backends: Vec::new(),
             accounts: Vec::new(),
+            scopes: Scopes::default(),
+            found: Vec::new(),
             leaving: 0,
             ready: Vec::new(),
             wheel: Wheel::new(),
@@ -233,7 +250,9 @@ impl Engine {
         let accounts = match spec.spends {
             Spends::Own(count) => {
                 let first = self.accounts.len() as u32;
-                let account = || Account::new(&spec.limits, spec.concurrency, id, count > 1);
+                let scoped = self.scoped_limits(&spec.scoped);
+                let used_up_at = (spec.cold_start == ColdStart::AssumeFull).then_some(now);
+                let account = || Account::new(&spec.limits, &scoped, spec.concurrency, id, count > 1, used_up_at);
                 self.accounts.extend(std::iter::repeat_with(account).take(count as usize));
                 Accounts::new(first, count)
             }
@@ -267,7 +286,7 @@ impl Engine {
     pub fn submit(&mut self, now: Instant, submission: &Submission<'_>) -> Handle {
         let place = Place::new(submission.priority, self.next_sequence);
         self.next_sequence += 1;
-        let class = self.enter_class(submission.class, submission.flow);
+        let class = self.enter_class(submission.class, submission.flow, submission.scopes);
         let slot = self.requests.insert(place, class, now, submission.deadline, submission.flags);
         self.ledger.accepted += 1;
         if submission.not_before > now {
@@ -390,6 +409,7 @@ impl Engine {
                     self.accounts[account as usize].timer = None;
                     self.reopen(now, account);
                 }
+                Timer::Scope(scope) => self.scope_due(now, scope),
                 Timer::Attempt(backend) => {
                     self.backends[usize::from(backend)].watched = false;
                     self.time_out_oldest(now, backend);

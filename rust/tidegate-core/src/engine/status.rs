@@ -3,6 +3,7 @@
 use super::account::Account;
 use super::backend::{Backend, Blocked, Cause};
 use super::eligibility::Presence;
+use super::scope::Scopes;
 use super::tally::Share;
 use super::{BackendId, Engine};
 use crate::limit::{GateState, Limit, Usage};
@@ -28,7 +29,27 @@ pub enum BackendState {
 pub struct BackendStatus<'a> {
     backend: &'a Backend,
     accounts: &'a [Account],
+    /// The number of the first of them.
+    first: u32,
+    scopes: &'a Scopes,
     now: Instant,
+}
+
+/// A limit that each value of a scope has to itself, on one account: all the values that have a state.
+#[derive(Clone, Copy, Debug)]
+pub struct ScopedUsage<'a> {
+    /// The account's ordinal, from 0.
+    pub account: usize,
+    /// Of what it is.
+    pub scope: &'a str,
+    /// As declared.
+    pub limit: &'a Limit,
+    /// Values that have sent something lately.
+    pub values: usize,
+    /// Of those, the ones that requests wait for.
+    pub blocked: usize,
+    /// How it stands for the value that has used most of it; nothing when none has a state.
+    pub most: Option<Usage<'a>>,
 }
 
 impl<'a> BackendStatus<'a> {
@@ -69,6 +90,27 @@ impl<'a> BackendStatus<'a> {
         self.backend.strays
     }
 
+    /// How each limit by scope of each account stands.
+    pub fn scoped(&self) -> impl Iterator<Item = ScopedUsage<'a>> + use<'a> {
+        let &BackendStatus { first, scopes, now, accounts, .. } = self;
+        accounts.iter().enumerate().flat_map(move |(account, place)| {
+            let declared =
+                place.scoped.iter().flat_map(|(name, limits)| limits.iter().enumerate().map(move |limit| (*name, limit)));
+            declared.map(move |(name, (nth, limit))| {
+                let theirs = || scopes.of(first + account as u32, name);
+                let usages = theirs().filter_map(|allotment| allotment.quota.usage(now).nth(nth));
+                ScopedUsage {
+                    account,
+                    scope: scopes.named(name),
+                    limit,
+                    values: theirs().count(),
+                    blocked: theirs().filter(|allotment| allotment.is_blocked()).count(),
+                    most: usages.max_by_key(|usage| usage.used),
+                }
+            })
+        })
+    }
+
     /// What was sent of what its declared limits allowed while something waited, since they were last changed; nothing without limits, or as
     /// long as nothing has waited. Of backends that spend the same quota, together.
     pub fn share(&self) -> Option<Share> {
@@ -89,6 +131,7 @@ impl Engine {
     /// How a backend stands.
     pub fn status(&self, id: BackendId, now: Instant) -> BackendStatus<'_> {
         let backend = &self.backends[usize::from(id.0)];
-        BackendStatus { backend, accounts: &self.accounts[backend.accounts.span()], now }
+        let (accounts, first) = (&self.accounts[backend.accounts.span()], backend.accounts.all().start);
+        BackendStatus { backend, accounts, first, scopes: &self.scopes, now }
     }
 }

@@ -97,6 +97,22 @@ impl AckGcra {
         1000 - (burst.times(1000).as_nanos() / once.as_nanos()).min(1000)
     }
 
+    /// Emission interval of one unit; at least 1 ns.
+    pub(crate) fn interval(&self) -> Span {
+        self.interval
+    }
+
+    /// The TAT, if at `now` nothing is in flight or has yet to arrive: it is then all that the bucket remembers.
+    pub(crate) fn settled(&mut self, now: Instant) -> Option<Instant> {
+        self.send(now, 0);
+        (self.pending == 0).then_some(self.tat)
+    }
+
+    /// Goes on from this TAT, which was kept elsewhere since the bucket was [`settled`](AckGcra::settled).
+    pub(crate) fn resume(&mut self, tat: Instant) {
+        self.tat = tat;
+    }
+
     /// The TAT after units that were due at `tat` are joined by `units` that arrive at `arrival`.
     #[inline]
     fn advance(&self, tat: Instant, arrival: Instant, units: u32) -> Instant {

@@ -199,6 +199,12 @@ impl Limit {
         (self.boundary, self.tolerance)
     }
 
+    /// Time in which everything that is allowed at once is free again, when nothing more is sent.
+    pub fn refill(&self) -> Span {
+        let refill = u128::from(self.period.as_nanos()) * u128::from(self.burst) / u128::from(self.amount);
+        self.period.max(nanos(refill))
+    }
+
     /// Whether two limits differ in nothing but how much they allow.
     pub(super) fn is_like(&self, other: &Limit) -> bool {
         *self == Limit { amount: self.amount, burst: self.burst, ..*other }

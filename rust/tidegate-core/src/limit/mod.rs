@@ -18,6 +18,7 @@ mod paced;
 mod phase_window;
 mod quota;
 mod schedule;
+mod shared_gcra;
 mod state;
 mod unknown;
 
@@ -28,6 +29,7 @@ pub use gate::GateState;
 pub use paced::Paced;
 pub use phase_window::PhaseWindow;
 pub use quota::{Quota, Step, Usage, Verdict};
+pub use shared_gcra::SharedGcra;
 pub use unknown::Unknown;
 
 use crate::time::Instant;

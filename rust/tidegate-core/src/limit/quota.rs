@@ -4,7 +4,7 @@ use super::credit::Credits;
 use super::gate::Gate;
 use super::ladder::Ladder;
 use super::state::State;
-use super::{Anchor, Eligible, GateState, Kind, Limit, Margin, Policy};
+use super::{AckGcra, Anchor, Eligible, GateState, Kind, Limit, Margin, Policy};
 use crate::time::{Instant, Span};
 
 /// How long a rejection closes a quota that has no limits, when the server does not say.
@@ -92,6 +92,11 @@ impl Quota {
         }
     }
 
+    /// A quota of which nothing is left at `now`, since the server may remember what was sent before us.
+    pub fn used_up(limits: &[Limit], margin: Margin, now: Instant) -> Quota {
+        Quota::new(&[], margin).with_limits(now, limits, 0, 0)
+    }
+
     /// The same server with other limits from `now` on: what was sent counts against those too, with `unacked` units whose headers have
     /// not come and `unfinished` ones whose attempts are not over. The gate stays as it is.
     ///
@@ -122,6 +127,19 @@ impl Quota {
             });
         }
         quota
+    }
+
+    /// The bucket of a quota that is one bucket and nothing else.
+    pub(crate) fn only_bucket(&mut self) -> Option<&mut AckGcra> {
+        match &mut *self.states {
+            [State::Bucket(bucket)] => Some(bucket),
+            _ => None,
+        }
+    }
+
+    /// Keeps this much back from now on, in limits that are made new by [`with_limits`](Quota::with_limits).
+    pub(crate) fn set_margin(&mut self, margin: Margin) {
+        self.margin = margin;
     }
 
     /// When a message of `cost` units may be sent, asked at `now`; changes nothing.
@@ -280,6 +298,12 @@ impl Quota {
     /// Where the gate stands at `now`.
     pub fn gate(&self, now: Instant) -> GateState {
         self.gate.state(now)
+    }
+
+    /// Whether it is as a new one: all of it free, open, and nothing learned about its limits.
+    pub fn is_fresh(&self, now: Instant) -> bool {
+        let is_full = |state: &State| state.used(now) == 0 && state.in_flight() == 0;
+        !self.ladder.has_stepped() && self.gate(now) == GateState::Open && self.states.iter().all(is_full)
     }
 
     /// How many units may be sent now, to choose between quotas: 0 while the gate is closed or its probe is out, at most 1

@@ -5,9 +5,9 @@
 //! it drains, a producer raises it *after* it pushed, so an item that the drain missed always finds it lowered and asks for a new one.
 //! Not promised: order between producers.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::iter;
+
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering, mpsc};
 
 /// How many requests may be pending, shared by the owner and all producers.
 #[derive(Clone, Debug)]
@@ -96,7 +96,7 @@ impl<T> Producer<T> {
             // ORDERING: AcqRel pairs with the owner's swap in `drain`: whoever sees `armed` lowered also sees that it was
             // lowered before that drain began, so the drain cannot have missed this item without a new wake-up.
             Ok(()) => Ok(!self.armed.swap(true, Ordering::AcqRel)),
-            Err(mpsc::SendError(item)) => Err(item),
+            Err(refused) => Err(refused.0),
         }
     }
 }
@@ -108,7 +108,7 @@ impl<T> Consumer<T> {
         if self.armed.load(Ordering::Relaxed) {
             self.armed.swap(false, Ordering::AcqRel);
         }
-        self.receiver.try_iter()
+        iter::from_fn(|| self.receiver.try_recv().ok())
     }
 }
 

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::{Delay, Dice, Server, Verdict};
-use crate::engine::{Answer, BackendSpec, Engine, Event, Flags, LeaseId, Options, Outcome, Spends, Submission};
+use crate::engine::{Answer, BackendSpec, ColdStart, Engine, Event, Flags, LeaseId, Options, Outcome, Spends, Submission};
 use crate::limit::{Limit, Step};
 use crate::queue::Order;
 use crate::retry::Retry;
@@ -76,9 +76,11 @@ impl Trial {
         let spec = BackendSpec {
             limits: self.limits.clone(),
             concurrency: self.concurrency,
+            scoped: Vec::new(),
             spends: Spends::Own(1),
             timeout: None,
             weight: 1.0,
+            cold_start: ColdStart::AssumeEmpty,
         };
         let backend = engine.add_backend(Instant::ORIGIN, &spec);
         let class = engine.class(Instant::ORIGIN, &[backend], 1).expect("a cost of 1 always fits");
@@ -88,6 +90,7 @@ impl Trial {
             deadline: Instant::FAR,
             not_before: Instant::ORIGIN,
             flow: "",
+            scopes: &[],
             flags: Flags::default(),
         };
         let (dice, end) = (Dice::new(self.seed), Instant::ORIGIN + self.horizon);

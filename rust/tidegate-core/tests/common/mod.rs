@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use tidegate_core::engine::{BackendId, ClassId};
-use tidegate_core::engine::{BackendSpec, Engine, Flags, Handle, Leased, Options, Spends, Submission};
+use tidegate_core::engine::{BackendSpec, ColdStart, Engine, Flags, Handle, Leased, Options, Spends, Submission};
 use tidegate_core::limit::Limit;
 use tidegate_core::queue::Order;
 use tidegate_core::retry::Retry;
@@ -42,14 +42,30 @@ pub(crate) fn engine_in_order(order: Order, retry: Retry) -> Engine {
 }
 
 pub(crate) fn spec(limits: &[Limit], concurrency: Option<u32>) -> BackendSpec {
-    BackendSpec { limits: limits.to_vec(), concurrency, spends: Spends::Own(1), timeout: None, weight: 1.0 }
+    BackendSpec {
+        limits: limits.to_vec(),
+        scoped: Vec::new(),
+        concurrency,
+        spends: Spends::Own(1),
+        timeout: None,
+        weight: 1.0,
+        cold_start: ColdStart::AssumeEmpty,
+    }
 }
 
 pub(crate) const NORMAL: u8 = 128;
 
 /// A request of normal priority with no end.
 pub(crate) fn plain(class: ClassId) -> Submission<'static> {
-    Submission { class, priority: NORMAL, deadline: Instant::FAR, not_before: Instant::ORIGIN, flow: "", flags: Flags::default() }
+    Submission {
+        class,
+        priority: NORMAL,
+        deadline: Instant::FAR,
+        not_before: Instant::ORIGIN,
+        flow: "",
+        scopes: &[],
+        flags: Flags::default(),
+    }
 }
 
 /// Reserves a place and submits.
