@@ -64,26 +64,21 @@ pub(crate) fn cost(value: &Bound<'_, PyAny>) -> PyResult<u32> {
 
 /// A flow, from a user.
 pub(crate) fn flow(value: &Bound<'_, PyAny>) -> PyResult<Option<Box<str>>> {
-    if value.is_none() {
-        return Ok(None);
-    }
-    let text: Option<String> = value.extract().ok().filter(|text: &String| !text.is_empty());
-    match text {
-        Some(text) => Ok(Some(text.into())),
-        None => Err(error::config("flow", value, "give a text that is not empty, or None for no flow")),
-    }
+    text("flow", value, "give a text that is not empty, or None for no flow")
 }
 
 /// What a request is known by, from a user.
 pub(crate) fn unique(value: &Bound<'_, PyAny>) -> PyResult<Option<Arc<str>>> {
+    text("unique", value, "give a text that is not empty, such as the target's address, or None")
+}
+
+/// A text that is not empty, or nothing for None.
+fn text<T: From<String>>(option: &str, value: &Bound<'_, PyAny>, way_out: &str) -> PyResult<Option<T>> {
     if value.is_none() {
         return Ok(None);
     }
     let text: Option<String> = value.extract().ok().filter(|text: &String| !text.is_empty());
-    match text {
-        Some(text) => Ok(Some(text.into())),
-        None => Err(error::config("unique", value, "give a text that is not empty, such as the target's address, or None")),
-    }
+    text.map(|text| Some(text.into())).ok_or_else(|| error::config(option, value, way_out))
 }
 
 /// When a request may go, from a user: an instant of the loop's clock, whose place on the engine's `instant` tells; a `timedelta`; a

@@ -6,7 +6,7 @@ use super::event::{Action, Ending, Event};
 use super::lease::LeaseId;
 use super::request::{State, Waits};
 use super::{BackendId, Engine, Timer};
-use crate::limit::{Eligible, GateState};
+use crate::limit::GateState;
 use crate::time::{Instant, Span};
 
 /// What one attempt came to.
@@ -547,13 +547,8 @@ impl Engine {
     #[inline]
     fn limit_changed(&mut self, now: Instant, account: u32) {
         let changed = &self.accounts[account as usize];
-        let Some(Blocked { cause: Cause::Limit, until, cost, .. }) = changed.blocked else { return };
-        let earlier = match changed.quota.next_eligible(now, cost).eligible {
-            Eligible::Now => true,
-            Eligible::At(at) | Eligible::Closed(at) => until.is_none_or(|until| at < until),
-            Eligible::OnAck | Eligible::Never => false,
-        };
-        if earlier {
+        let Some(blocked) = changed.blocked.filter(|blocked| blocked.cause == Cause::Limit) else { return };
+        if blocked.ends_earlier(changed.quota.next_eligible(now, blocked.cost).eligible) {
             self.reopen(now, account);
         }
     }

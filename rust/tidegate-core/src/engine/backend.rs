@@ -81,6 +81,16 @@ impl Blocked {
         };
         Some(Blocked { cause: Cause::Limit, until, cost, reserved_for })
     }
+
+    /// Whether it ends before its timer says so, now that its limits are `eligible` for its cost.
+    #[inline]
+    pub(super) fn ends_earlier(self, eligible: Eligible) -> bool {
+        match eligible {
+            Eligible::Now => true,
+            Eligible::At(at) | Eligible::Closed(at) => self.until.is_none_or(|until| at < until),
+            Eligible::OnAck | Eligible::Never => false,
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -7,7 +7,6 @@ use super::lease::LeaseId;
 use super::request::{Handle, Mark, State};
 use super::tally::Tally;
 use super::{BackendId, Engine, Timer, Waiting};
-use crate::limit::Eligible;
 use crate::queue::{Key, Nodes};
 use crate::route::{self, Candidate};
 use crate::time::{Instant, Span};
@@ -176,8 +175,7 @@ impl Engine {
         let &Waiting { set, cost, .. } = &self.classes[class as usize];
         let is_late = |account: u32| {
             let verdict = self.accounts[account as usize].quota.next_eligible(now, cost);
-            matches!(verdict.eligible, Eligible::At(at) | Eligible::Closed(at) if at >= deadline)
-                || self.is_scope_late(now, class, account, cost, deadline)
+            verdict.eligible.is_past(deadline) || self.is_scope_late(now, class, account, cost, deadline)
         };
         let mut accounts = self.sets[set as usize].backends.iter().flat_map(|&id| self.backends[usize::from(id)].accounts.all());
         accounts.all(is_late)

@@ -11,7 +11,7 @@ use super::account::new_quota;
 use super::backend::Blocked;
 use super::share::NO_FLOW;
 use super::{Engine, Timer, Waiting};
-use crate::limit::{Eligible, Limit, Quota};
+use crate::limit::{Limit, Quota};
 use crate::queue::{Class, Key};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
@@ -318,11 +318,21 @@ impl Engine {
         found
     }
 
+    /// The value of a scope that the requests of a class carry.
+    fn scope_value(&self, class: u32, name: u16) -> u32 {
+        self.classes[class as usize].scoped.as_ref().map_or(UNSAID, |scoped| scoped.value(name))
+    }
+
+    /// The state of a scope that a class carries on an account, if it has one.
+    fn allotment(&self, class: u32, account: u32, name: u16) -> Option<&Allotment> {
+        self.scopes.ids.get(&(account, name, self.scope_value(class, name))).map(|&id| self.scopes.get(id))
+    }
+
     /// What holds a head of this cost and key back on an account, if anything does.
     fn scope_in_the_way(&mut self, now: Instant, class: u32, account: u32, cost: u32, key: Key) -> Option<u32> {
         for nth in 0..self.accounts[account as usize].scoped.len() {
             let name = self.accounts[account as usize].scoped[nth].0;
-            let value = self.classes[class as usize].scoped.as_ref().map_or(UNSAID, |scoped| scoped.value(name));
+            let value = self.scope_value(class, name);
             let id = match self.scopes.ids.get(&(account, name, value)) {
                 Some(&id) => id,
                 None if self.is_cold(now, account, nth) => {
@@ -474,12 +484,7 @@ impl Engine {
     pub(super) fn scope_changed(&mut self, now: Instant, id: u32) {
         let allotment = self.scopes.get(id);
         let Some(blocked) = allotment.blocked else { return };
-        let earlier = match allotment.quota.next_eligible(now, blocked.cost).eligible {
-            Eligible::Now => true,
-            Eligible::At(at) | Eligible::Closed(at) => blocked.until.is_none_or(|until| at < until),
-            Eligible::OnAck | Eligible::Never => false,
-        };
-        if earlier {
+        if blocked.ends_earlier(allotment.quota.next_eligible(now, blocked.cost).eligible) {
             self.reopen_scope(now, id);
         }
     }
@@ -507,7 +512,7 @@ impl Engine {
     fn watch_scope(&mut self, now: Instant, id: u32) {
         let allotment = self.scopes.get_mut(id);
         if allotment.timer.is_none() && allotment.holders == 0 && !allotment.is_blocked() {
-            let full = allotment.quota.limits().map(Limit::refill).max().unwrap_or(Span::ZERO);
+            let full = refill(allotment.quota.limits());
             allotment.timer = Some(self.wheel.arm(now + full + LINGER, Timer::Scope(id)));
         }
     }
@@ -520,11 +525,7 @@ impl Engine {
 
     /// The scopes on an account that a message of this class is charged to, held once.
     pub(super) fn hold_scopes(&mut self, class: u32, account: u32) -> Box<[u32]> {
-        let value = |engine: &mut Engine, name| {
-            let scoped = engine.classes[class as usize].scoped.as_ref();
-            scoped.map_or(UNSAID, |scoped| scoped.value(name))
-        };
-        self.hold_values(account, value)
+        self.hold_values(account, |engine, name| engine.scope_value(class, name))
     }
 
     /// As [`hold_scopes`](Engine::hold_scopes), for a message with scopes of its own; what it does not say is as in `others`.
@@ -559,8 +560,7 @@ impl Engine {
     /// Whether the server may still count what was sent to a scope before us.
     fn is_cold(&self, now: Instant, account: u32, nth: usize) -> bool {
         let place = &self.accounts[account as usize];
-        let refill = || place.scoped[nth].1.iter().map(Limit::refill).max().unwrap_or(Span::ZERO);
-        place.used_up_at.is_some_and(|at| now < at + refill() + LINGER)
+        place.used_up_at.is_some_and(|at| now < at + refill(&place.scoped[nth].1) + LINGER)
     }
 
     fn new_allotment(&mut self, account: u32, nth: usize, value: u32) -> u32 {
@@ -648,12 +648,9 @@ impl Engine {
 
     /// Whether a scope of a class admits a cost on this account only after `deadline`.
     pub(super) fn is_scope_late(&self, now: Instant, class: u32, account: u32, cost: u32, deadline: Instant) -> bool {
-        let scoped = self.classes[class as usize].scoped.as_ref();
         self.accounts[account as usize].scoped.iter().any(|&(name, _)| {
-            let value = scoped.map_or(UNSAID, |scoped| scoped.value(name));
-            let allotment = self.scopes.ids.get(&(account, name, value)).map(|&id| self.scopes.get(id));
-            let eligible = allotment.map_or(Eligible::Now, |allotment| allotment.quota.next_eligible(now, cost).eligible);
-            matches!(eligible, Eligible::At(at) | Eligible::Closed(at) if at >= deadline)
+            let allotment = self.allotment(class, account, name);
+            allotment.is_some_and(|allotment| allotment.quota.next_eligible(now, cost).eligible.is_past(deadline))
         })
     }
 
@@ -661,10 +658,8 @@ impl Engine {
     pub(super) fn scope_room(&self, now: Instant, class: u32, account: u32) -> usize {
         let waiting = &self.classes[class as usize];
         let room = |(name, limits): &(u16, Box<[Limit]>)| {
-            let value = waiting.scoped.as_ref().map_or(UNSAID, |scoped| scoped.value(*name));
             let full = || limits.iter().map(Limit::capacity).min().unwrap_or(u32::MAX);
-            let known = self.scopes.ids.get(&(account, *name, value));
-            known.map_or_else(full, |&id| self.scopes.get(id).quota.headroom(now))
+            self.allotment(class, account, *name).map_or_else(full, |allotment| allotment.quota.headroom(now))
         };
         let room = self.accounts[account as usize].scoped.iter().map(room).min().unwrap_or(u32::MAX);
         (room / waiting.cost.max(1)).max(1) as usize
@@ -693,6 +688,11 @@ impl Engine {
         let mut names = accounts.flat_map(|account| self.accounts[account as usize].scoped.iter().map(|(name, _)| *name));
         names.find(|&name| !said(self.scopes.named(name))).map(|name| &**self.scopes.named(name))
     }
+}
+
+/// Time in which all of these limits are full again.
+fn refill<'a>(limits: impl IntoIterator<Item = &'a Limit>) -> Span {
+    limits.into_iter().map(Limit::refill).max().unwrap_or(Span::ZERO)
 }
 
 impl Scoped {

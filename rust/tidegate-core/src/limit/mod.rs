@@ -62,6 +62,11 @@ impl Eligible {
         }
     }
 
+    /// Whether it is known that it is not before this instant.
+    pub(crate) fn is_past(self, deadline: Instant) -> bool {
+        matches!(self, Eligible::At(at) | Eligible::Closed(at) if at >= deadline)
+    }
+
     /// When both admit.
     fn later(self, other: Eligible) -> Eligible {
         if other.rank() > self.rank() { other } else { self }
