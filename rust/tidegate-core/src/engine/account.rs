@@ -216,6 +216,8 @@ impl Accounts {
 }
 
 impl Several {
+    /// Apart, so that nothing is laid out for it where there is one account.
+    #[inline(never)]
     fn change(&mut self, account: u32, in_flight: u32, before: Option<Cause>, after: Option<Cause>) -> Option<Cause> {
         let limited = |cause| u32::from(cause == Some(Cause::Limit));
         self.limited = self.limited + limited(after) - limited(before);

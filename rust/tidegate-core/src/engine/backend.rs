@@ -171,7 +171,9 @@ impl BackendSet {
     /// What blocked a backend of the set `before` now, and what does from now on.
     #[inline]
     pub(super) fn change(&mut self, now: Instant, before: Option<Cause>, after: Option<Cause>) {
-        (self.limit, self.concurrency) = self.clocks(now);
+        if self.open == 0 {
+            (self.limit, self.concurrency) = self.clocks(now);
+        }
         self.changed_at = now;
         match before {
             None => self.open -= 1,

@@ -64,8 +64,8 @@ impl Engine {
             }
         }
         let mut demand = 0usize;
-        for id in self.ready_backends() {
-            let backend = &self.backends[id];
+        let is_ready = |id: usize| self.ready[id / 64] & (1 << (id % 64)) != 0;
+        for (_, backend) in self.backends.iter().enumerate().filter(|(id, _)| is_ready(*id)) {
             let slots =
                 self.accounts[backend.accounts.span()].iter().map(|account| account.slots(now)).fold(0, usize::saturating_add);
             // No more classes than slots are looked at: each holds at least one request.
@@ -82,27 +82,18 @@ impl Engine {
         usize::try_from(self.ledger.queued).map_or(demand, |queued| demand.min(queued))
     }
 
-    fn ready_backends(&self) -> impl Iterator<Item = usize> + '_ {
-        self.ready.iter().enumerate().flat_map(|(word, &bits)| {
-            let mut bits = bits;
-            std::iter::from_fn(move || {
-                let bit = bits.trailing_zeros();
-                (bits != 0).then(|| {
-                    bits &= bits - 1;
-                    word * 64 + bit as usize
-                })
-            })
-        })
-    }
-
     /// The class with the least head among those that wait for an open backend.
     #[inline]
     fn least_class(&self) -> Option<u32> {
         let mut least: Option<(Key, u32)> = None;
-        for id in self.ready_backends() {
-            let head = self.backends[id].waiting.least();
-            if least.is_none() || head < least {
-                least = head;
+        for (word, &bits) in self.ready.iter().enumerate() {
+            let mut bits = bits;
+            while bits != 0 {
+                let head = self.backends[word * 64 + bits.trailing_zeros() as usize].waiting.least();
+                if least.is_none() || head < least {
+                    least = head;
+                }
+                bits &= bits - 1;
             }
         }
         least.map(|(_, class)| class)
@@ -121,35 +112,36 @@ impl Engine {
             self.abort(now, slot, Ending::Expired(Stage::Queued));
             return None;
         }
-        let mut ready = 0u32;
+        let place = match *self.sets[set as usize].backends {
+            [only] => self.open_account(now, only, class, slot).map(|account| (only, account)),
+            _ => self.choose(now, class, slot),
+        };
+        if place.is_none() && deadline < Instant::FAR && self.is_hopeless(now, class, deadline) {
+            self.abort(now, slot, Ending::Expired(Stage::Queued));
+        }
+        place.map(|place| (slot, place))
+    }
+
+    /// Of several backends, and their accounts that take the head in `slot` now, the one that it goes to.
+    fn choose(&mut self, now: Instant, class: u32, slot: u32) -> Option<(u16, u32)> {
+        let set = self.classes[class as usize].set;
         self.found.clear();
-        let mut last = None;
         for index in 0..self.sets[set as usize].backends.len() {
             let id = self.sets[set as usize].backends[index];
             if let Some(account) = self.open_account(now, id, class, slot) {
-                ready += 1;
-                if let Some(first) = last.replace((id, account)) {
-                    self.found.push(first);
-                }
+                self.found.push((id, account));
             }
         }
-        if ready == 1 {
-            return last.map(|place| (slot, place));
-        }
-        if ready == 0 {
-            if deadline < Instant::FAR && self.is_hopeless(now, class, deadline) {
-                self.abort(now, slot, Ending::Expired(Stage::Queued));
-            }
-            return None;
+        if let [only] = *self.found {
+            return Some(only);
         }
         let avoid = self.requests.history(slot).and_then(|history| history.avoid);
-        self.found.extend(last);
         let candidates = self.found.iter().map(|&(id, _)| {
             let backend = &self.backends[usize::from(id)];
             Candidate { backend: id, in_flight: backend.in_flight, weight: backend.weight, failed: avoid == Some(id) }
         });
         let chosen = route::choose(candidates)?;
-        self.found.iter().find(|(id, _)| *id == chosen).map(|&place| (slot, place))
+        self.found.iter().find(|(id, _)| *id == chosen).copied()
     }
 
     /// The open account of a backend with the least in flight that admits the head in `slot`. Those that do not are blocked.
