@@ -111,13 +111,16 @@ impl Leases {
         }
     }
 
+    /// Frees its place; returns the scopes that it held.
     #[inline]
-    pub(super) fn remove(&mut self, index: u32) {
+    pub(super) fn remove(&mut self, index: u32) -> Box<[u32]> {
         let lease = &mut self.leases[index as usize];
         lease.generation = lease.generation.wrapping_add(1);
         lease.live = false;
         lease.request = None;
+        let scopes = std::mem::take(&mut lease.scopes);
         self.free.push(index);
+        scopes
     }
 
     /// Adds an attempt that has just started to the list of its backend.

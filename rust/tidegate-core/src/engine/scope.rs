@@ -523,6 +523,13 @@ impl Engine {
         self.watch_scope(now, id);
     }
 
+    /// As [`release_scope`](Engine::release_scope), of each.
+    pub(super) fn release_scopes(&mut self, now: Instant, scopes: Box<[u32]>) {
+        for scope in scopes {
+            self.release_scope(now, scope);
+        }
+    }
+
     /// The scopes on an account that a message of this class is charged to, held once.
     pub(super) fn hold_scopes(&mut self, class: u32, account: u32) -> Box<[u32]> {
         self.hold_values(account, |engine, name| engine.scope_value(class, name))
@@ -665,12 +672,13 @@ impl Engine {
         (room / waiting.cost.max(1)).max(1) as usize
     }
 
-    /// The server rejected a message that was charged to these scopes of an account. Whose limits it was is not known: those of the
+    /// The server rejected the last message of an attempt, which was charged to an account and to scopes on it. Whose limits it was is not known: those of the
     /// scopes are closed, the most particular ones. When two values of a scope are rejected within a round trip, it is the account's that
     /// are, if it has any. Whether it is.
-    pub(super) fn is_of_account(&mut self, now: Instant, account: u32, scopes: &[u32]) -> bool {
-        let place = &mut self.accounts[account as usize];
-        let &[id, ..] = scopes else { return true };
+    pub(super) fn is_of_account(&mut self, now: Instant, lease: u32) -> bool {
+        let lease = self.leases.get(lease);
+        let place = &mut self.accounts[lease.account as usize];
+        let &[id, ..] = &*lease.scopes else { return true };
         let before = place.rejected_scope.replace((id, now));
         let has_limits = place.quota.limits().next().is_some();
         has_limits && before.is_some_and(|(other, at)| other != id && now.since(at) <= place.longest_latency)

@@ -194,9 +194,14 @@ impl Quota {
     /// The same for what was sent at `sent`, which [jitter credit](super::Jitter) needs to know to take the earlier of both proofs.
     #[inline]
     pub fn ack_sent(&mut self, at: Instant, sent: Instant, cost: u32) {
-        if self.credits.is_none() {
-            return self.ack(at, cost);
+        if self.credits.is_some() {
+            self.ack_credited(at, sent, cost);
+        } else {
+            self.ack(at, cost);
         }
+    }
+
+    fn ack_credited(&mut self, at: Instant, sent: Instant, cost: u32) {
         self.start(Anchor::Headers, at, Some(sent), cost);
         if let Some(credits) = &mut self.credits {
             credits.observe(at, sent, &self.states);
