@@ -5,6 +5,7 @@ use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
 use super::lease::LeaseId;
 use super::request::{Handle, Mark, State};
+use super::scope::Scoped;
 use super::tally::Tally;
 use super::{BackendId, Engine, Timer, Waiting};
 use crate::queue::{Key, Nodes};
@@ -187,24 +188,12 @@ impl Engine {
         self.head_changed(now, class);
         let blocked = self.blocked_since(now, slot);
 
-        let scopes = if self.backends[usize::from(id)].is_scoped {
-            let scopes = self.hold_scopes(class, account);
-            for &scope in &scopes {
-                self.scopes.get_mut(scope).quota.send(now, cost);
-            }
-            scopes
-        } else {
-            Box::default()
-        };
+        let scopes =
+            if self.backends[usize::from(id)].is_scoped { self.charge_scopes(now, class, account) } else { Box::default() };
         let lease = self.leases.insert(slot, (id, account, scopes), cost, now, blocked);
-        let charged = &mut self.accounts[account as usize];
-        charged.quota.send(now, cost);
-        let full = self.occupy(account, id);
         let backend = &mut self.backends[usize::from(id)];
-        let timeout = backend.timeout;
-        let first = backend.accounts.all().start;
-        let ordinal = account - first;
-        self.accounts[first as usize].tally.sent(cost);
+        backend.in_flight += 1;
+        let (first, timeout) = (backend.accounts.all().start, backend.timeout);
         let entry = self.requests.get_mut(slot);
         entry.state = State::Leased;
         entry.lease = lease;
@@ -218,6 +207,9 @@ impl Engine {
                 self.wheel.arm(now + timeout, Timer::Attempt(id));
             }
         }
+        self.accounts[first as usize].tally.sent(cost);
+        self.accounts[account as usize].quota.send(now, cost);
+        let full = self.occupy(account);
         self.ledger.leased += 1;
         if full {
             self.fill(now, account);
@@ -233,7 +225,7 @@ impl Engine {
             lease: self.leases.id(lease),
             request: self.requests.handle(slot),
             backend: BackendId(id),
-            account: ordinal,
+            account: account - first,
             attempt: failed + 1,
             priority,
             deadline,
@@ -290,20 +282,19 @@ impl Engine {
         let waiting = &self.classes[class as usize];
         let set = waiting.set as usize;
         let key = waiting.queue.head(&self.requests).map(|slot| self.key(class, slot));
-        let scoped = waiting.scoped.is_some();
         for index in 0..self.sets[set].backends.len() {
             let id = self.sets[set].backends[index];
-            let backend = &mut self.backends[usize::from(id)];
-            if scoped && self.classes[class as usize].scoped.as_ref().is_some_and(|scoped| scoped.is_parked_at(id)) {
-                continue;
+            let is_parked = |scoped: &Scoped| scoped.is_parked_at(id);
+            if !self.classes[class as usize].scoped.as_deref().is_some_and(is_parked) {
+                let heap = &mut self.backends[usize::from(id)].waiting;
+                match key {
+                    Some(key) => heap.set(class, key),
+                    None => heap.remove(class),
+                }
+                self.head_changed_at(now, id);
             }
-            match key {
-                Some(key) => backend.waiting.set(class, key),
-                None => backend.waiting.remove(class),
-            }
-            self.head_changed_at(now, id);
         }
-        if scoped {
+        if self.classes[class as usize].scoped.is_some() {
             self.parked_head_changed(now, class);
         }
     }
@@ -313,9 +304,8 @@ impl Engine {
     pub(super) fn head_changed_at(&mut self, now: Instant, id: u16) {
         let backend = &mut self.backends[usize::from(id)];
         let wanted = !backend.waiting.is_empty();
-        let ready = backend.accounts.blocked().is_none() && wanted;
-        note_ready(&mut self.ready, id, ready);
         if wanted != std::mem::replace(&mut backend.wanted, wanted) {
+            note_ready(&mut self.ready, id, backend.accounts.blocked().is_none() && wanted);
             self.accounts[backend.accounts.all().start as usize].tally.note_demand(now, wanted);
         }
         if !backend.reserved.is_empty() {
@@ -324,6 +314,7 @@ impl Engine {
     }
 
     /// Opens the accounts of a backend that are kept for a head which is not the least any more.
+    #[inline(never)]
     fn lift_reservations(&mut self, now: Instant, id: u16) {
         for account in self.backends[usize::from(id)].reserved.clone() {
             let Account { blocked, backends, .. } = &self.accounts[account as usize];
@@ -363,31 +354,36 @@ impl Engine {
         &mut self.accounts[first as usize].tally
     }
 
-    /// One more attempt of a backend runs on an account; whether that fills it.
+    /// One more attempt runs on an account; whether that fills it.
     #[inline]
-    fn occupy(&mut self, account: u32, id: u16) -> bool {
-        self.backends[usize::from(id)].in_flight += 1;
-        let in_flight = self.accounts[account as usize].in_flight;
-        self.set_in_flight(account, in_flight + 1);
-        self.accounts[account as usize].is_full()
+    fn occupy(&mut self, account: u32) -> bool {
+        let place = &mut self.accounts[account as usize];
+        let before = place.in_flight;
+        place.in_flight = before + 1;
+        let full = place.is_full();
+        if place.has_siblings {
+            self.note_moved(account, before);
+        }
+        full
     }
 
     /// An attempt of a backend that ran on an account is over.
     #[inline]
     pub(super) fn vacate(&mut self, account: u32, id: u16) {
         self.backends[usize::from(id)].in_flight -= 1;
-        let in_flight = self.accounts[account as usize].in_flight;
-        self.set_in_flight(account, in_flight - 1);
+        let place = &mut self.accounts[account as usize];
+        let before = place.in_flight;
+        place.in_flight = before - 1;
+        if place.has_siblings {
+            self.note_moved(account, before);
+        }
     }
 
-    #[inline]
-    fn set_in_flight(&mut self, account: u32, in_flight: u32) {
-        let place = &mut self.accounts[account as usize];
-        let before = std::mem::replace(&mut place.in_flight, in_flight);
-        if place.has_siblings {
-            for &id in &place.backends {
-                self.backends[usize::from(id)].accounts.moved(account, before, in_flight);
-            }
+    /// Tells the backends of an account that it has another number of attempts in flight than it had `before`.
+    fn note_moved(&mut self, account: u32, before: u32) {
+        let &Account { in_flight, ref backends, .. } = &self.accounts[account as usize];
+        for &id in backends {
+            self.backends[usize::from(id)].accounts.moved(account, before, in_flight);
         }
     }
 

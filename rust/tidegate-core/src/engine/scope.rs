@@ -530,12 +530,17 @@ impl Engine {
         }
     }
 
-    /// The scopes on an account that a message of this class is charged to, held once.
-    pub(super) fn hold_scopes(&mut self, class: u32, account: u32) -> Box<[u32]> {
-        self.hold_values(account, |engine, name| engine.scope_value(class, name))
+    /// Charges a message of this class to its scopes on an account; these, held once.
+    pub(super) fn charge_scopes(&mut self, now: Instant, class: u32, account: u32) -> Box<[u32]> {
+        let cost = self.classes[class as usize].cost;
+        let scopes = self.hold_values(account, |engine, name| engine.scope_value(class, name));
+        for &scope in &scopes {
+            self.scopes.get_mut(scope).quota.send(now, cost);
+        }
+        scopes
     }
 
-    /// As [`hold_scopes`](Engine::hold_scopes), for a message with scopes of its own; what it does not say is as in `others`.
+    /// The scopes on an account, held once, that a message with scopes of its own is charged to; what it does not say is as in `others`.
     pub(super) fn hold_said(&mut self, account: u32, said: &[(&str, &str)], others: &[u32]) -> Box<[u32]> {
         let value = |engine: &mut Engine, name: u16| {
             let scopes = &mut engine.scopes;
