@@ -388,7 +388,7 @@ impl Engine {
     }
 
     /// An account that was open has reached its concurrency cap.
-    #[inline]
+    #[inline(never)]
     fn fill(&mut self, now: Instant, account: u32) {
         let place = &mut self.accounts[account as usize];
         debug_assert!(place.blocked.is_none() && place.timer.is_none());
@@ -397,7 +397,7 @@ impl Engine {
     }
 
     /// An attempt of an account that had reached its concurrency cap is over.
-    #[inline]
+    #[inline(never)]
     pub(super) fn unfill(&mut self, now: Instant, account: u32) {
         let place = &mut self.accounts[account as usize];
         if place.recharges.is_empty() && !place.is_full() {
@@ -451,27 +451,25 @@ impl Engine {
         }
     }
 
-    /// Tells the backends of an account, and their sets, what blocks it now.
-    #[inline]
+    /// Tells the backends of an account, and their sets, what blocks it now. Inlined where both causes are known: at a full account, twice a
+    /// request.
+    #[inline(always)]
     fn cause_changed(&mut self, now: Instant, account: u32, before: Option<Cause>, after: Option<Cause>) {
-        let Account { in_flight, backends, .. } = &self.accounts[account as usize];
+        let &Account { in_flight, ref backends, .. } = &self.accounts[account as usize];
         let mut elsewhere = false;
         for &id in backends {
             let backend = &mut self.backends[usize::from(id)];
-            elsewhere |= after.is_none() && !backend.elsewhere.is_empty();
-            let (was, is) = backend.accounts.change(account, *in_flight, before, after);
+            let (was, is) = backend.accounts.change(account, in_flight, before, after);
             if was != is {
                 for &set in &backend.sets {
                     self.sets[set as usize].change(now, was, is);
                 }
-                let ready = is.is_none() && !backend.waiting.is_empty();
-                note_ready(&mut self.ready, id, ready);
+                note_ready(&mut self.ready, id, is.is_none() && backend.wanted);
             }
+            elsewhere |= !backend.elsewhere.is_empty();
         }
-        if elsewhere {
-            for id in self.accounts[account as usize].backends.clone() {
-                self.unpark_elsewhere(now, id);
-            }
+        if after.is_none() && elsewhere {
+            self.unpark_elsewhere(now, account);
         }
     }
 

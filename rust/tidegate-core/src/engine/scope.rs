@@ -437,10 +437,12 @@ impl Engine {
         }
     }
 
-    /// An account of this backend has opened: what waits for another one than those that were open may go there.
-    pub(super) fn unpark_elsewhere(&mut self, now: Instant, id: u16) {
-        for class in std::mem::take(&mut self.backends[usize::from(id)].elsewhere) {
-            self.unpark_class(now, class, id);
+    /// An account has opened: what waits at its backends for another one than those that were open may go there.
+    pub(super) fn unpark_elsewhere(&mut self, now: Instant, account: u32) {
+        for id in self.accounts[account as usize].backends.clone() {
+            for class in std::mem::take(&mut self.backends[usize::from(id)].elsewhere) {
+                self.unpark_class(now, class, id);
+            }
         }
     }
 
