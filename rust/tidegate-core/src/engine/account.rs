@@ -33,8 +33,8 @@ pub(super) struct Account {
     pub(super) timer: Option<TimerId>,
     /// Running attempts that wait to send one more message, ahead of the queue.
     pub(super) recharges: VecDeque<Extra>,
-    /// What each value of a scope may do on it, by the number of the scope.
-    pub(super) scoped: Box<[(u16, Box<[Limit]>)]>,
+    /// What each value of a scope may do on it at first, by the number of the scope.
+    pub(super) scoped: Box<[(u16, Quota)]>,
     /// The scope of which a message was rejected last, and when.
     pub(super) rejected_scope: Option<(u32, Instant)>,
     /// Longest time seen between a send and its headers.
@@ -52,7 +52,7 @@ pub(super) struct Account {
 impl Account {
     pub(super) fn new(
         limits: &[Limit],
-        scoped: &[(u16, Box<[Limit]>)],
+        scoped: &[(u16, Quota)],
         concurrency: Option<u32>,
         backend: u16,
         has_siblings: bool,
@@ -77,8 +77,7 @@ impl Account {
 
     /// The largest cost that it ever admits.
     pub(super) fn capacity(&self) -> u32 {
-        let scoped = self.scoped.iter().flat_map(|(_, limits)| limits).map(Limit::capacity);
-        scoped.fold(self.quota.capacity(), u32::min)
+        self.scoped.iter().map(|(_, fresh)| fresh.capacity()).fold(self.quota.capacity(), u32::min)
     }
 
     /// The cap on its concurrency, if there is one.

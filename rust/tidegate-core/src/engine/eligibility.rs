@@ -159,7 +159,8 @@ impl Engine {
         scoped: &[ScopedLimits],
         concurrency: Option<u32>,
     ) {
-        let scoped = self.scoped_limits(scoped);
+        let used_up_at = self.accounts[self.backends[usize::from(id.0)].accounts.all().start as usize].used_up_at;
+        let scoped = self.scoped_quotas(scoped, used_up_at);
         for index in self.backends[usize::from(id.0)].accounts.all() {
             let on_the_way = self.leases.on_the_way(index);
             let account = &mut self.accounts[index as usize];

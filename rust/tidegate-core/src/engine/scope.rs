@@ -43,19 +43,25 @@ const LINGER: Span = Span::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Allotment {
     pub(super) quota: Quota,
+    /// While something is known to be held back.
+    held_back: Option<Box<HeldBack>>,
     pub(super) account: u32,
-    name: u16,
     value: u32,
-    /// `None`: nothing is known to be held back.
-    blocked: Option<Blocked>,
     /// For the end of the block, or to see whether it can be dropped.
     timer: Option<TimerId>,
+    /// Attempts and extra messages that refer to it.
+    holders: u32,
+    name: u16,
+}
+
+/// What a scope holds back.
+#[derive(Debug)]
+struct HeldBack {
+    by: Blocked,
     /// Classes that wait for it, and at which backend.
     parked: Vec<(u32, u16)>,
     /// Extra messages that wait for it.
     extras: u32,
-    /// Attempts and extra messages that refer to it.
-    holders: u32,
 }
 
 /// What is particular to a class whose requests have scopes, or that a scope has held back.
@@ -210,12 +216,16 @@ impl Scopes {
 
 impl Allotment {
     pub(super) fn is_blocked(&self) -> bool {
-        self.blocked.is_some()
+        self.held_back.is_some()
+    }
+
+    fn blocked(&self) -> Option<Blocked> {
+        self.held_back.as_ref().map(|held_back| held_back.by)
     }
 
     /// Whether forgetting it changes nothing: it is full, open, and has not learned anything.
     fn is_idle(&self, now: Instant) -> bool {
-        self.holders == 0 && self.parked.is_empty() && self.extras == 0 && self.quota.is_fresh(now)
+        self.holders == 0 && !self.is_blocked() && self.quota.is_fresh(now)
     }
 }
 
@@ -280,7 +290,10 @@ impl Engine {
         if allotment == ANOTHER {
             self.backends[usize::from(id)].elsewhere.retain(|&other| other != class);
         } else {
-            self.scopes.get_mut(allotment).parked.retain(|&other| other != (class, id));
+            // It is gone from there when the scope itself has let it go.
+            if let Some(held_back) = &mut self.scopes.get_mut(allotment).held_back {
+                held_back.parked.retain(|&other| other != (class, id));
+            }
         }
     }
 
@@ -343,8 +356,8 @@ impl Engine {
                 None => continue,
             };
             let allotment = self.scopes.get(id);
-            let kept = allotment.blocked.and_then(|blocked| blocked.reserved_for).is_some_and(|theirs| theirs < key);
-            if kept || allotment.extras > 0 {
+            let goes_first = |held_back: &HeldBack| held_back.extras > 0 || held_back.by.reserved_for.is_some_and(|theirs| theirs < key);
+            if allotment.held_back.as_deref().is_some_and(goes_first) {
                 return Some(id);
             }
             let eligible = allotment.quota.next_eligible(now, cost);
@@ -360,7 +373,8 @@ impl Engine {
     /// Has a scope looked at again when it may have room for what `blocked` says, if that is earlier than for what blocks it already.
     fn block_scope(&mut self, id: u32, blocked: Blocked) {
         let allotment = self.scopes.get_mut(id);
-        let kept = match allotment.blocked {
+        let before = allotment.blocked();
+        let kept = match before {
             // The end of its timer is the earlier one; its cost is the one that fits first.
             Some(before) => {
                 let sooner = match (before.until, blocked.until) {
@@ -377,9 +391,11 @@ impl Engine {
             }
             None => blocked,
         };
-        let is_armed = allotment.blocked.is_some_and(|before| before.until == kept.until);
-        allotment.blocked = Some(kept);
-        if !is_armed {
+        match &mut allotment.held_back {
+            Some(held_back) => held_back.by = kept,
+            None => allotment.held_back = Some(Box::new(HeldBack { by: kept, parked: Vec::new(), extras: 0 })),
+        }
+        if before.is_none_or(|before| before.until != kept.until) {
             if let Some(timer) = allotment.timer.take() {
                 self.wheel.disarm(timer);
             }
@@ -395,7 +411,8 @@ impl Engine {
         let scoped = waiting.scoped.get_or_insert_default();
         for &allotment in allotments {
             scoped.parked.push((id, allotment));
-            self.scopes.get_mut(allotment).parked.push((class, id));
+            let held_back = self.scopes.get_mut(allotment).held_back.as_mut();
+            held_back.expect("a scope that is in the way holds something back").parked.push((class, id));
         }
         if backend.accounts.is_any_blocked() {
             scoped.parked.push((id, ANOTHER));
@@ -451,7 +468,7 @@ impl Engine {
     pub(super) fn parked_head_changed(&mut self, now: Instant, class: u32) {
         let Some(scoped) = &self.classes[class as usize].scoped else { return };
         let is_kept = |&(_, id): &(u16, u32)| {
-            id != ANOTHER && self.scopes.get(id).blocked.is_some_and(|blocked| blocked.reserved_for.is_some())
+            id != ANOTHER && self.scopes.get(id).blocked().is_some_and(|blocked| blocked.reserved_for.is_some())
         };
         let kept: Vec<u32> = scoped.parked.iter().filter(|place| is_kept(place)).map(|&(_, id)| id).collect();
         for id in kept {
@@ -462,12 +479,11 @@ impl Engine {
     /// Looks at a scope again: first the extra messages that wait for it, then the queue.
     pub(super) fn reopen_scope(&mut self, now: Instant, id: u32) {
         let allotment = self.scopes.get_mut(id);
-        allotment.blocked = None;
+        let (account, held_back) = (allotment.account, allotment.held_back.take());
         if let Some(timer) = allotment.timer.take() {
             self.wheel.disarm(timer);
         }
-        let parked = std::mem::take(&mut allotment.parked);
-        let (account, extras) = (allotment.account, std::mem::take(&mut allotment.extras));
+        let (parked, extras) = held_back.map_or((Vec::new(), 0), |held_back| (held_back.parked, held_back.extras));
         // Held meanwhile: what is looked at may end the last that refers to it.
         allotment.holders += 1;
         if extras > 0 {
@@ -485,7 +501,7 @@ impl Engine {
     /// Something happened to the quota of a scope: what it holds back may go earlier than it was told.
     pub(super) fn scope_changed(&mut self, now: Instant, id: u32) {
         let allotment = self.scopes.get(id);
-        let Some(blocked) = allotment.blocked else { return };
+        let Some(blocked) = allotment.blocked() else { return };
         if blocked.ends_earlier(allotment.quota.next_eligible(now, blocked.cost).eligible) {
             self.reopen_scope(now, id);
         }
@@ -574,23 +590,14 @@ impl Engine {
     /// Whether the server may still count what was sent to a scope before us.
     fn is_cold(&self, now: Instant, account: u32, nth: usize) -> bool {
         let place = &self.accounts[account as usize];
-        place.used_up_at.is_some_and(|at| now < at + refill(&place.scoped[nth].1) + LINGER)
+        place.used_up_at.is_some_and(|at| now < at + refill(place.scoped[nth].1.limits()) + LINGER)
     }
 
     fn new_allotment(&mut self, account: u32, nth: usize, value: u32) -> u32 {
         let place = &self.accounts[account as usize];
-        let (name, limits) = &place.scoped[nth];
-        let allotment = Allotment {
-            quota: new_quota(limits, place.used_up_at),
-            account,
-            name: *name,
-            value,
-            blocked: None,
-            timer: None,
-            parked: Vec::new(),
-            extras: 0,
-            holders: 0,
-        };
+        let (name, fresh) = &place.scoped[nth];
+        let quota = fresh.clone();
+        let allotment = Allotment { quota, held_back: None, account, value, timer: None, holders: 0, name: *name };
         self.scopes.values.keep(value);
         let id = match self.scopes.free.pop() {
             Some(id) => {
@@ -611,8 +618,10 @@ impl Engine {
         for &id in scopes {
             let eligible = self.scopes.get(id).quota.next_eligible(now, cost).eligible;
             if let Some(blocked) = Blocked::by(eligible, cost, None) {
-                self.scopes.get_mut(id).extras += 1;
                 self.block_scope(id, blocked);
+                if let Some(held_back) = &mut self.scopes.get_mut(id).held_back {
+                    held_back.extras += 1;
+                }
                 return Some(id);
             }
         }
@@ -621,9 +630,11 @@ impl Engine {
 
     /// An extra message does not wait for a scope any more.
     pub(super) fn extra_left(&mut self, now: Instant, id: u32) {
-        let allotment = self.scopes.get_mut(id);
-        allotment.extras = allotment.extras.saturating_sub(1);
-        if allotment.extras == 0 {
+        let left = self.scopes.get_mut(id).held_back.as_mut().map_or(0, |held_back| {
+            held_back.extras = held_back.extras.saturating_sub(1);
+            held_back.extras
+        });
+        if left == 0 {
             self.reopen_scope(now, id);
         }
     }
@@ -634,9 +645,9 @@ impl Engine {
         !self.scopes.names.is_empty()
     }
 
-    /// Limits by scope as declared, by the numbers of their scopes.
-    pub(super) fn scoped_limits(&mut self, declared: &[ScopedLimits]) -> Box<[(u16, Box<[Limit]>)]> {
-        declared.iter().map(|scoped| (self.scopes.name(&scoped.scope), scoped.limits.as_slice().into())).collect()
+    /// Limits by scope as declared, each as a value of it has them at first, by the numbers of their scopes.
+    pub(super) fn scoped_quotas(&mut self, declared: &[ScopedLimits], used_up_at: Option<Instant>) -> Box<[(u16, Quota)]> {
+        declared.iter().map(|scoped| (self.scopes.name(&scoped.scope), new_quota(&scoped.limits, used_up_at))).collect()
     }
 
     /// Limits by scope of an account were replaced: what was sent counts against the new ones too.
@@ -647,8 +658,8 @@ impl Engine {
             let (unacked, unfinished) = self.leases.on_the_way_in(id);
             let allotment = self.scopes.get_mut(id);
             let scoped = self.accounts[account as usize].scoped.iter().find(|(name, _)| *name == allotment.name);
-            let limits = scoped.map_or(&[][..], |(_, limits)| limits);
-            allotment.quota = allotment.quota.with_limits(now, limits, unacked, unfinished);
+            let limits: Vec<Limit> = scoped.into_iter().flat_map(|(_, fresh)| fresh.limits().copied()).collect();
+            allotment.quota = allotment.quota.with_limits(now, &limits, unacked, unfinished);
             self.reopen_scope(now, id);
         }
     }
@@ -671,9 +682,8 @@ impl Engine {
     /// How many requests of a class its scopes have room for on an account, at least one: its head has not been refused.
     pub(super) fn scope_room(&self, now: Instant, class: u32, account: u32) -> usize {
         let waiting = &self.classes[class as usize];
-        let room = |(name, limits): &(u16, Box<[Limit]>)| {
-            let full = || limits.iter().map(Limit::capacity).min().unwrap_or(u32::MAX);
-            self.allotment(class, account, *name).map_or_else(full, |allotment| allotment.quota.headroom(now))
+        let room = |(name, fresh): &(u16, Quota)| {
+            self.allotment(class, account, *name).map_or_else(|| fresh.capacity(), |allotment| allotment.quota.headroom(now))
         };
         let room = self.accounts[account as usize].scoped.iter().map(room).min().unwrap_or(u32::MAX);
         (room / waiting.cost.max(1)).max(1) as usize

@@ -95,7 +95,7 @@ impl<'a> BackendStatus<'a> {
         let &BackendStatus { first, scopes, now, accounts, .. } = self;
         accounts.iter().enumerate().flat_map(move |(account, place)| {
             let declared =
-                place.scoped.iter().flat_map(|(name, limits)| limits.iter().enumerate().map(move |limit| (*name, limit)));
+                place.scoped.iter().flat_map(|(name, fresh)| fresh.limits().enumerate().map(move |limit| (*name, limit)));
             declared.map(move |(name, (nth, limit))| {
                 let theirs = || scopes.of(first + account as u32, name);
                 let usages = theirs().filter_map(|allotment| allotment.quota.usage(now).nth(nth));
