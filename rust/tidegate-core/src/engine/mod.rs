@@ -27,6 +27,7 @@ mod scope;
 mod share;
 mod status;
 mod tally;
+mod value;
 
 use std::collections::VecDeque;
 use std::fmt;

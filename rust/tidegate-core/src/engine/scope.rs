@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::account::new_quota;
 use super::backend::Blocked;
 use super::share::NO_FLOW;
+use super::value::{UNSAID, Values};
 use super::{Engine, Timer, Waiting};
 use crate::limit::{Limit, Quota};
 use crate::queue::{Class, Key};
@@ -34,8 +35,6 @@ pub struct Scope {
     pub value: Arc<str>,
 }
 
-/// The value of a scope, interned; those that have none share one.
-const UNSAID: u32 = 0;
 /// How long a scope that looks full is kept to see whether it stays so, besides the time in which it fills.
 const LINGER: Span = Span::from_secs(1);
 
@@ -91,7 +90,7 @@ impl Scoped {
 }
 
 /// The scopes of all accounts.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Scopes {
     names: Vec<Arc<str>>,
     values: Values,
@@ -103,70 +102,6 @@ pub(super) struct Scopes {
     ids: HashMap<(u32, u16, u32), u32>,
     /// For keys that are looked up.
     scratch: Vec<u32>,
-}
-
-/// Values that are in use, by number.
-#[derive(Debug)]
-struct Values {
-    ids: HashMap<Arc<str>, u32>,
-    values: Vec<(Arc<str>, u32)>,
-    free: Vec<u32>,
-}
-
-impl Values {
-    fn new() -> Values {
-        let unsaid: Arc<str> = "".into();
-        Values { ids: HashMap::from([(unsaid.clone(), UNSAID)]), values: vec![(unsaid, 1)], free: Vec::new() }
-    }
-
-    /// Its number, for as long as something that was [kept](Values::keep) with it is not [left](Values::leave).
-    fn id(&mut self, value: &str) -> u32 {
-        if let Some(&id) = self.ids.get(value) {
-            return id;
-        }
-        let value: Arc<str> = value.into();
-        let entry = (value.clone(), 0);
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.values[id as usize] = entry;
-                id
-            }
-            None => {
-                self.values.push(entry);
-                (self.values.len() - 1) as u32
-            }
-        };
-        self.ids.insert(value, id);
-        id
-    }
-
-    fn keep(&mut self, id: u32) {
-        self.values[id as usize].1 += 1;
-    }
-
-    fn leave(&mut self, id: u32) {
-        let (value, holders) = &mut self.values[id as usize];
-        *holders -= 1;
-        if *holders == 0 {
-            self.ids.remove(value);
-            *value = "".into();
-            self.free.push(id);
-        }
-    }
-}
-
-impl Default for Scopes {
-    fn default() -> Scopes {
-        Scopes {
-            names: Vec::new(),
-            values: Values::new(),
-            classes: HashMap::new(),
-            allotments: Vec::new(),
-            free: Vec::new(),
-            ids: HashMap::new(),
-            scratch: Vec::new(),
-        }
-    }
 }
 
 impl Scopes {
@@ -209,8 +144,7 @@ impl Scopes {
 
     pub(super) fn scope(&self, id: u32) -> Scope {
         let allotment = self.get(id);
-        let value = self.values.values[allotment.value as usize].0.clone();
-        Scope { name: self.named(allotment.name).clone(), value }
+        Scope { name: self.named(allotment.name).clone(), value: self.values.text(allotment.value).into() }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::credit::Credits;
 use super::gate::Gate;
 use super::ladder::Ladder;
-use super::state::State;
+use super::state::{State, States};
 use super::{AckGcra, Anchor, Eligible, GateState, Kind, Limit, Margin, Policy};
 use crate::time::{Instant, Span};
 
@@ -67,7 +67,7 @@ pub struct Step {
 pub struct Quota {
     terms: Arc<Terms>,
     /// Of each limit.
-    states: Box<[State]>,
+    states: States,
     /// Since one of them has taken a step.
     ladder: Option<Box<Ladder>>,
     credits: Option<Box<Credits>>,
@@ -182,7 +182,7 @@ impl Quota {
     #[inline]
     pub fn send(&mut self, now: Instant, cost: u32) {
         self.gate.send(now);
-        for state in &mut self.states {
+        for state in &mut *self.states {
             state.send(now, cost);
         }
         if let Some(credits) = &mut self.credits {
@@ -198,7 +198,7 @@ impl Quota {
             self.start(Anchor::Headers, at, None, cost);
             return;
         }
-        for state in &mut self.states {
+        for state in &mut *self.states {
             state.ack(at, cost);
         }
     }
@@ -361,7 +361,7 @@ impl Quota {
 
     /// How each limit stands at `now`, in the order of [`limits`](Quota::limits).
     pub fn usage(&self, now: Instant) -> impl Iterator<Item = Usage<'_>> {
-        self.limits().zip(&self.states).enumerate().map(move |(index, (limit, state))| {
+        self.limits().zip(&*self.states).enumerate().map(move |(index, (limit, state))| {
             let (used, available) = (state.used(now), state.available(now));
             Usage { limit, treated_as: self.rung(index), used, available, next_eligible: state.next_eligible(now, 1) }
         })
