@@ -59,8 +59,15 @@ impl Load {
         let name = format!("host-{host:07}.example.org");
         let scopes = [("host", name.as_str())];
         let flags = Flags::default();
-        let submission =
-            Submission { class: self.class, priority: 128, deadline: Instant::FAR, not_before: self.now, flow: "", scopes: &scopes, flags };
+        let submission = Submission {
+            class: self.class,
+            priority: 128,
+            deadline: Instant::FAR,
+            not_before: self.now,
+            flow: "",
+            scopes: &scopes,
+            flags,
+        };
         black_box(self.engine.submit(self.now, &submission));
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::{Bound, Range};
 
 use super::backend::{Blocked, Cause};
-use super::lease::LeaseId;
+use super::lease::{LeaseId, OnTheWay};
 use super::tally::Tally;
 use crate::limit::{Limit, Margin, Quota};
 use crate::time::{Instant, Span};
@@ -86,14 +86,8 @@ impl Account {
     }
 
     /// Replaces the limits and the cap. What has been sent counts against the new ones too.
-    pub(super) fn set_quota(
-        &mut self,
-        now: Instant,
-        limits: &[Limit],
-        concurrency: Option<u32>,
-        (unacked, unfinished): (u32, u32),
-    ) {
-        self.quota = self.quota.with_limits(now, limits, unacked, unfinished);
+    pub(super) fn set_quota(&mut self, now: Instant, limits: &[Limit], concurrency: Option<u32>, on_the_way: OnTheWay) {
+        self.quota = self.quota.with_limits(now, limits, on_the_way.unacked, on_the_way.unfinished);
         self.concurrency = concurrency.unwrap_or(u32::MAX);
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::account::new_quota;
 use super::backend::Blocked;
+use super::lease::OnTheWay;
 use super::share::NO_FLOW;
 use super::value::{UNSAID, Values};
 use super::{Engine, Timer, Waiting};
@@ -50,7 +51,7 @@ pub(super) struct Allotment {
     timer: Option<TimerId>,
     /// Attempts and extra messages that refer to it.
     holders: u32,
-    name: u16,
+    pub(super) name: u16,
 }
 
 /// What a scope holds back.
@@ -135,11 +136,6 @@ impl Scopes {
     /// Those that exist.
     pub(super) fn live(&self) -> impl Iterator<Item = (u32, &Allotment)> {
         self.allotments.iter().enumerate().filter_map(|(id, place)| place.as_ref().map(|place| (id as u32, place)))
-    }
-
-    /// Those of a scope on an account.
-    pub(super) fn of(&self, account: u32, name: u16) -> impl Iterator<Item = &Allotment> {
-        self.live().map(|(_, allotment)| allotment).filter(move |theirs| (theirs.account, theirs.name) == (account, name))
     }
 
     pub(super) fn scope(&self, id: u32) -> Scope {
@@ -290,7 +286,8 @@ impl Engine {
                 None => continue,
             };
             let allotment = self.scopes.get(id);
-            let goes_first = |held_back: &HeldBack| held_back.extras > 0 || held_back.by.reserved_for.is_some_and(|theirs| theirs < key);
+            let goes_first =
+                |held_back: &HeldBack| held_back.extras > 0 || held_back.by.reserved_for.is_some_and(|theirs| theirs < key);
             if allotment.held_back.as_deref().is_some_and(goes_first) {
                 return Some(id);
             }
@@ -588,8 +585,12 @@ impl Engine {
     pub(super) fn refit_scopes(&mut self, now: Instant, account: u32) {
         let theirs: Vec<u32> =
             self.scopes.live().filter(|(_, allotment)| allotment.account == account).map(|(id, _)| id).collect();
+        let mut on_the_way: HashMap<u32, OnTheWay> = HashMap::new();
+        for lease in self.leases.charged_to(account) {
+            lease.scopes.iter().for_each(|&scope| on_the_way.entry(scope).or_default().add(lease));
+        }
         for id in theirs {
-            let (unacked, unfinished) = self.leases.on_the_way_in(id);
+            let OnTheWay { unacked, unfinished } = on_the_way.get(&id).copied().unwrap_or_default();
             let allotment = self.scopes.get_mut(id);
             let scoped = self.accounts[account as usize].scoped.iter().find(|(name, _)| *name == allotment.name);
             let limits: Vec<Limit> = scoped.into_iter().flat_map(|(_, fresh)| fresh.limits().copied()).collect();

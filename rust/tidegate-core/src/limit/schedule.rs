@@ -12,7 +12,8 @@ pub(super) enum Schedule {
     #[default]
     Empty,
     One(Instant, u32),
-    /// Stays so, empty or not. Boxed, so that the others stay small.
+    /// Stays so, empty or not.
+    #[expect(clippy::box_collection, reason = "so that the schedule of most states is small")]
     Many(Box<VecDeque<(Instant, u32)>>),
 }
 
