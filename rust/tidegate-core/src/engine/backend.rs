@@ -6,7 +6,7 @@ use super::eligibility::Presence;
 use super::lease::Timed;
 use super::scope::ScopedLimits;
 use crate::limit::{Eligible, Limit};
-use crate::queue::{Key, ReadyHeap};
+use crate::queue::{FlowHeaps, Key, ReadyHeap};
 use crate::time::{Instant, Span};
 
 /// Whose quota a backend spends.
@@ -103,7 +103,10 @@ pub(super) struct Backend {
     pub(super) in_flight: u32,
     /// Of those, leases whose request has moved on.
     pub(super) strays: u32,
+    /// The classes that wait for it; under the fair order, the flows.
     pub(super) waiting: ReadyHeap,
+    /// Under the fair order, the classes of each flow.
+    pub(super) by_flow: FlowHeaps,
     /// Something waits for it, as far as the tally of its accounts knows.
     pub(super) wanted: bool,
     pub(super) timed: Timed,
@@ -129,6 +132,7 @@ impl Backend {
             in_flight: 0,
             strays: 0,
             waiting: ReadyHeap::default(),
+            by_flow: FlowHeaps::default(),
             wanted: false,
             timed: Timed::NONE,
             watched: false,

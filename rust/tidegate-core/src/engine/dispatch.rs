@@ -76,7 +76,7 @@ impl Engine {
                 let room = |account| self.scope_room(now, class, account);
                 if backend.is_scoped { all.min(places.map(room).fold(0, usize::saturating_add)) } else { all }
             };
-            let lengths = backend.waiting.classes().take(slots).map(length);
+            let lengths = self.classes_at(backend).take(slots).map(length);
             demand = demand.saturating_add(slots.min(lengths.sum()));
         }
         // A class that several backends wait for was counted by each.
@@ -90,7 +90,7 @@ impl Engine {
         for (word, &bits) in self.ready.iter().enumerate() {
             let mut bits = bits;
             while bits != 0 {
-                let head = self.backends[word * 64 + bits.trailing_zeros() as usize].waiting.least();
+                let head = self.least_at(word * 64 + bits.trailing_zeros() as usize);
                 if least.is_none() || head < least {
                     least = head;
                 }
@@ -281,16 +281,12 @@ impl Engine {
     pub(super) fn head_changed(&mut self, now: Instant, class: u32) {
         let waiting = &self.classes[class as usize];
         let set = waiting.set as usize;
-        let key = waiting.queue.head(&self.requests).map(|slot| self.key(class, slot));
+        let head = waiting.queue.head(&self.requests);
         for index in 0..self.sets[set].backends.len() {
             let id = self.sets[set].backends[index];
             let is_parked = |scoped: &Scoped| scoped.is_parked_at(id);
             if !self.classes[class as usize].scoped.as_deref().is_some_and(is_parked) {
-                let heap = &mut self.backends[usize::from(id)].waiting;
-                match key {
-                    Some(key) => heap.set(class, key),
-                    None => heap.remove(class),
-                }
+                self.wait_at(id, class, head);
                 self.head_changed_at(now, id);
             }
         }
@@ -319,7 +315,7 @@ impl Engine {
         for account in self.backends[usize::from(id)].reserved.clone() {
             let Account { blocked, backends, .. } = &self.accounts[account as usize];
             let reserved = blocked.and_then(|blocked| blocked.reserved_for);
-            let heads = backends.iter().filter_map(|&id| self.backends[usize::from(id)].waiting.least());
+            let heads = backends.iter().filter_map(|&id| self.least_at(usize::from(id)));
             if heads.map(|(key, _)| key).min() != reserved {
                 self.reopen(now, account);
             }

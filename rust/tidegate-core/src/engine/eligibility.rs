@@ -236,7 +236,7 @@ impl Engine {
         }
         for index in 0..self.sets[from as usize].backends.len() {
             let id = self.sets[from as usize].backends[index];
-            self.backends[usize::from(id)].waiting.remove(class);
+            self.wait_at(id, class, None);
             self.head_changed_at(now, id);
         }
         self.head_changed(now, class);

@@ -336,8 +336,8 @@ impl Engine {
 
     /// Takes a class out of the heap of a backend, until one of these has room, or another account opens.
     fn park_class(&mut self, now: Instant, class: u32, id: u16, allotments: &[u32]) {
+        self.wait_at(id, class, None);
         let backend = &mut self.backends[usize::from(id)];
-        backend.waiting.remove(class);
         let waiting = &mut self.classes[class as usize];
         let scoped = waiting.scoped.get_or_insert_default();
         for &allotment in allotments {
@@ -369,9 +369,8 @@ impl Engine {
             self.forget_parked(class, id, allotment);
         }
         let head = self.classes[class as usize].queue.head(&self.requests);
-        if let Some(slot) = head {
-            let key = self.key(class, slot);
-            self.backends[usize::from(id)].waiting.set(class, key);
+        if head.is_some() {
+            self.wait_at(id, class, head);
             self.head_changed_at(now, id);
         }
     }
