@@ -1,5 +1,7 @@
 //! One upstream as the engine sees it, and the sets of backends that a request may go to.
 
+use std::collections::BTreeSet;
+
 use super::BackendId;
 use super::account::Accounts;
 use super::eligibility::Presence;
@@ -115,7 +117,7 @@ pub(super) struct Backend {
     /// Its accounts have limits by scope.
     pub(super) is_scoped: bool,
     /// Classes that no account admits which was open, while another was not.
-    pub(super) elsewhere: Vec<u32>,
+    pub(super) elsewhere: BTreeSet<u32>,
     /// Those of its accounts that are kept for the cost of a head.
     pub(super) reserved: Vec<u32>,
     /// The sets that contain it.
@@ -137,7 +139,7 @@ impl Backend {
             timed: Timed::NONE,
             watched: false,
             is_scoped: !spec.scoped.is_empty(),
-            elsewhere: Vec::new(),
+            elsewhere: BTreeSet::new(),
             reserved: Vec::new(),
             sets: Vec::new(),
         }

@@ -10,6 +10,7 @@ use super::tally::Tally;
 use super::{BackendId, Engine, Timer, Waiting};
 use crate::queue::{Key, Nodes};
 use crate::route::{self, Candidate};
+use crate::steps;
 use crate::time::{Instant, Span};
 
 /// An attempt to run now. All that it costs has been charged.
@@ -153,6 +154,7 @@ impl Engine {
         }
         let cost = self.classes[class as usize].cost;
         loop {
+            steps::add(1);
             let account = self.backends[usize::from(id)].accounts.least()?;
             // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
             let reserved_for = (cost > 1).then(|| self.key(class, slot));
@@ -284,6 +286,7 @@ impl Engine {
         let head = waiting.queue.head(&self.requests);
         for index in 0..self.sets[set].backends.len() {
             let id = self.sets[set].backends[index];
+            steps::add(1);
             let is_parked = |scoped: &Scoped| scoped.is_parked_at(id);
             if !self.classes[class as usize].scoped.as_deref().is_some_and(is_parked) {
                 self.wait_at(id, class, head);

@@ -20,6 +20,8 @@ mod crew;
 mod dispatch;
 mod eligibility;
 mod event;
+#[cfg(test)]
+mod growth;
 mod join;
 mod lease;
 mod request;

@@ -15,6 +15,7 @@ use super::value::{UNSAID, Values};
 use super::{Engine, Timer, Waiting};
 use crate::limit::{Limit, Quota};
 use crate::queue::{Class, Key};
+use crate::steps;
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
 
@@ -218,10 +219,11 @@ impl Engine {
 
     fn forget_parked(&mut self, class: u32, id: u16, allotment: u32) {
         if allotment == ANOTHER {
-            self.backends[usize::from(id)].elsewhere.retain(|&other| other != class);
+            self.backends[usize::from(id)].elsewhere.remove(&class);
         } else {
             // It is gone from there when the scope itself has let it go.
             if let Some(held_back) = &mut self.scopes.get_mut(allotment).held_back {
+                steps::add(held_back.parked.len());
                 held_back.parked.retain(|&other| other != (class, id));
             }
         }
@@ -238,6 +240,7 @@ impl Engine {
         let (mut in_the_way, mut refused) = (Vec::new(), Vec::new());
         let mut place = None;
         let found = loop {
+            steps::add(1);
             place = self.backends[usize::from(id)].accounts.next_open(place);
             let Some((_, account)) = place else { break None };
             // First what is particular to this head: an account has nothing to keep for one that waits for something else.
@@ -347,7 +350,7 @@ impl Engine {
         }
         if backend.accounts.is_any_blocked() {
             scoped.parked.push((id, ANOTHER));
-            backend.elsewhere.push(class);
+            backend.elsewhere.insert(class);
         }
         let set = &self.sets[waiting.set as usize];
         if scoped.held_since.is_none() && set.backends.iter().all(|&id| scoped.is_parked_at(id)) {
@@ -365,6 +368,7 @@ impl Engine {
         scoped.parked = parked;
         scoped.settle(now, self.sets[set as usize].blocked(now));
         let gone: Vec<(u16, u32)> = gone;
+        steps::add(gone.len() + scoped.parked.len());
         for (id, allotment) in gone {
             self.forget_parked(class, id, allotment);
         }

@@ -4,6 +4,7 @@
 use super::backend::Backend;
 use super::{ClassId, Engine, Waiting};
 use crate::queue::{Class, Key, Nodes};
+use crate::steps;
 use crate::time::Instant;
 
 /// In [`Waiting::flow`]: requests of no flow, or of all.
@@ -137,6 +138,7 @@ impl Engine {
         flows.leave(flow, band);
         let costly: Vec<u32> = flows.costly_queues(flow).filter(|&other| other != class).collect();
         for index in 0..self.sets[set as usize].backends.len() {
+            steps::add(1);
             let id = self.sets[set as usize].backends[index];
             self.flow_moved(id, flow);
             self.head_changed_at(now, id);

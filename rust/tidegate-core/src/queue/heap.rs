@@ -1,6 +1,7 @@
 //! Binary heaps of classes by the key of their head, in which a class can be moved.
 
 use super::{Key, Place};
+use crate::steps;
 
 /// Not in the heap.
 const ABSENT: u32 = u32::MAX;
@@ -184,6 +185,7 @@ impl<K: Copy + Ord> Heap<K> {
 
     #[inline]
     fn place(&mut self, positions: &mut Positions, at: usize, item: (K, u32)) {
+        steps::add(1);
         self.items[at] = item;
         positions[item.1 as usize] = at as u32;
     }
