@@ -1,5 +1,5 @@
-//! Loads with limits by scope: `scopes dispatch <hosts> <accounts> <count>` for an instruction counter, `scopes memory <hosts>` prints what the
-//! state of a host takes. See `bench/scopes.sh`.
+//! Loads with limits by scope: `scopes dispatch <strict|fair> <hosts> <accounts> <count>` for an instruction counter, and
+//! `scopes memory <bucket|window> <hosts>`, which prints how many bytes the state of a host takes. See `bench/instructions.sh`.
 
 use std::env;
 use std::fs;
@@ -15,13 +15,11 @@ use tidegate_core::queue::Order;
 use tidegate_core::retry::Retry;
 use tidegate_core::time::{Instant, Span};
 
-/// Dispatches that there are requests for.
+/// Dispatches that there are requests for, besides one of each host.
 const MOST: usize = 12_000;
-/// From a send to its acknowledgement.
-const ROUND_TRIP: Span = Span::from_millis(1);
 /// Each host takes one message in this time from each account.
 const PERIOD: Span = Span::from_secs(10);
-/// Linux has pages of this size, or says otherwise.
+/// On Linux on most machines.
 const PAGE: usize = 4096;
 
 struct Load {
@@ -31,10 +29,10 @@ struct Load {
 }
 
 impl Load {
-    fn new(accounts: u32, limit: Limit) -> Load {
+    fn new(order: Order, accounts: u32, limit: Limit) -> Load {
         let options = Options {
             capacity: usize::MAX / 2,
-            order: Order::Strict,
+            order,
             retry: Retry { attempts: 4, base: Span::from_millis(500), cap: Span::from_secs(60), budget_milli: 100 },
             seed: 1,
         };
@@ -80,22 +78,19 @@ impl Load {
     }
 }
 
-/// All hosts have requests waiting, and one of them gets room at a time, as in a crawl.
-fn dispatch(hosts: usize, accounts: u32, count: usize) {
-    let mut load = Load::new(accounts, Limit::bucket(1, PERIOD, 1).expect("a valid limit"));
-    for _ in 0..MOST.div_ceil(hosts) + 1 {
+/// All hosts have requests waiting, and one host after the other gets room for one: each has been sent one before the others are counted.
+fn dispatch(order: Order, hosts: usize, accounts: u32, count: usize) {
+    let mut load = Load::new(order, accounts, Limit::bucket(1, PERIOD, 1).expect("a valid limit"));
+    for _ in 0..MOST / hosts + 2 {
         for host in 0..hosts {
             load.submit(host);
         }
     }
     let pause = Span::from_nanos(PERIOD.as_nanos() / hosts as u64);
     let mut done = 0;
-    while done < count {
+    while done < hosts + count {
         load.now = load.now + pause;
-        while done < count
-            && let Some(leased) = load.take()
-        {
-            load.now = load.now + ROUND_TRIP.min(pause);
+        if let Some(leased) = load.take() {
             load.finish(&leased);
             done += 1;
         }
@@ -104,7 +99,7 @@ fn dispatch(hosts: usize, accounts: u32, count: usize) {
 
 /// Each host is sent one message: it has a state, and nothing waits for it.
 fn memory(hosts: usize, limit: Limit) -> io::Result<usize> {
-    let mut load = Load::new(1, limit);
+    let mut load = Load::new(Order::Strict, 1, limit);
     // What there is one of, and what a request leaves behind, is not counted.
     load.submit(0);
     let first = load.take().expect("nothing is in its way");
@@ -128,16 +123,17 @@ fn resident() -> io::Result<usize> {
 
 fn main() -> io::Result<ExitCode> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let number = |nth: usize| arguments.get(nth).and_then(|text| text.parse::<usize>().ok()).unwrap_or(1);
-    match arguments.first().map(String::as_str) {
-        Some("dispatch") => dispatch(number(1), number(2) as u32, number(3)),
-        Some("memory") => {
-            let hosts = number(1);
-            let limit = match arguments.get(2).map(String::as_str) {
-                Some("window") => Limit::window(10, Span::from_secs(3600)),
-                _ => Limit::bucket(10, Span::from_secs(3600), 10),
-            };
-            writeln!(io::stdout(), "{}", memory(hosts, limit.expect("a valid limit"))?)?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let number = |nth: usize| arguments.get(nth).and_then(|text| text.parse::<u32>().ok()).unwrap_or(1);
+    match arguments[..] {
+        ["dispatch", order, ..] => {
+            let order = if order == "fair" { Order::Fair(Vec::new()) } else { Order::Strict };
+            dispatch(order, number(2) as usize, number(3), number(4) as usize);
+        }
+        ["memory", kind, ..] => {
+            let hour = Span::from_secs(3600);
+            let limit = if kind == "window" { Limit::window(10, hour) } else { Limit::bucket(10, hour, 10) };
+            writeln!(io::stdout(), "{}", memory(number(2) as usize, limit.expect("a valid limit"))?)?;
         }
         _ => return Ok(ExitCode::FAILURE),
     }

@@ -1,6 +1,14 @@
 //! Counts what is visited, in tests of this crate alone: of how much more that is when there is more of everything.
 
 #[cfg(test)]
+pub(crate) use counted::{add, taken};
+
+/// So many more things were visited.
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) fn add(_count: usize) {}
+
+#[cfg(test)]
 mod counted {
     use std::cell::Cell;
 
@@ -17,11 +25,3 @@ mod counted {
         STEPS.replace(0)
     }
 }
-
-#[cfg(test)]
-pub(crate) use counted::{add, taken};
-
-/// So many more things were visited.
-#[cfg(not(test))]
-#[inline(always)]
-pub(crate) fn add(_count: usize) {}
