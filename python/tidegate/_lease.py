@@ -17,7 +17,7 @@ Submit = Callable[[Runner], Awaitable[_core.Ticket]]
 
 
 class Lease:
-    """A permit of one backend, held while the body of `async with scheduler.slot(...)` runs.
+    """A permit of one backend, held while the body of `async with scheduler.slot(...)`, or of `slot_blocking`, runs.
 
     Attributes:
         backend: Name of the backend.
@@ -42,6 +42,10 @@ class Lease:
     async def recharge(self, cost: int = 1, *, scopes: Mapping[str, str] | None = None) -> None:
         """Wait until one more message may be sent; see `Request.recharge`."""
         await self._request.recharge(cost, scopes=scopes)
+
+    def recharge_blocking(self, cost: int = 1, *, scopes: Mapping[str, str] | None = None) -> None:
+        """Block the thread until one more message may be sent; see `Request.recharge_blocking`."""
+        self._request.recharge_blocking(cost, scopes=scopes)
 
     def __repr__(self) -> str:
         return f"<Lease of {self.backend!r}>"
@@ -86,11 +90,11 @@ class Slot:
         except asyncio.CancelledError:
             if granted.cancelled() or not granted.done():
                 ticket.cancel()
-            self._leave(UnsentError())
+            self.leave(UnsentError())
             raise
         if request is None:
             reply = ticket._reply()  # noqa: SLF001
-            self._leave(None)
+            self.leave(None)
             assert reply is not None and reply.error is not None  # noqa: PT018 - it ended, and not with a value
             raise to_raise(reply.error)
         self._task = asyncio.current_task()
@@ -105,12 +109,32 @@ class Slot:
         Raises:
             DeadlineExceededError: `timeout` passed while the body ran, and it was cancelled for that.
         """
-        self._leave(exc)
+        self.leave(exc)
         task, self._task = self._task, None
         if self._missed is None or task is None:
             return
         if task.uncancel() <= self._cancelling and exc_type is asyncio.CancelledError:
             raise self._missed from exc
+
+    @property
+    def missed(self) -> TidegateError | None:
+        """What to raise, if `timeout` passed while the permit was held."""
+        return self._missed
+
+    def leave(self, error: BaseException | None) -> None:
+        """Give the permit back, on the loop's thread; once it is back this does nothing.
+
+        For who enters and leaves in different tasks or threads. Then nothing is cancelled when `timeout` passes; see `missed`.
+        """
+        self._is_left = True
+        if self._released is not None and not self._released.done():
+            self._released.set_result(error)
+        if self._when_left is not None:
+            self._when_left()
+        if self._ticket is not None:
+            self._ticket._forget()  # noqa: SLF001 - what the body raised, its own caller hears
+        # All of these refer to this object: as their target, their runner.
+        self._ticket = self._granted = self._released = self._when_left = None
 
     async def __call__(self, request: _core.Request) -> None:
         """Hold the permit for the body: the runner of this request."""
@@ -137,17 +161,6 @@ class Slot:
             report()
         else:
             self._when_left = report
-
-    def _leave(self, error: BaseException | None) -> None:
-        self._is_left = True
-        if self._released is not None and not self._released.done():
-            self._released.set_result(error)
-        if self._when_left is not None:
-            self._when_left()
-        if self._ticket is not None:
-            self._ticket._forget()  # noqa: SLF001 - what the body raised, its own caller hears
-        # All of these refer to this object: as their target, their runner.
-        self._ticket = self._granted = self._released = self._when_left = None
 
     def _cancel_late_body(self) -> None:
         reply = self._ticket._reply() if self._ticket is not None else None  # noqa: SLF001
