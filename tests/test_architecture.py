@@ -21,7 +21,7 @@ NEWLINE = "\n"  # f-strings take no backslash before Python 3.12
 # prefix; "_*" takes every module with an underscore that no other line names. `__init__` is the package itself.
 LAYERS = (
     ("programs", ("__main__", "_cli*", "_demo*")),
-    ("what is imported by its own name", ("backends", "backends.*", "testing", "testing.*")),
+    ("what is imported by its own name", ("backends", "backends.*", "clients", "clients.*", "testing", "testing.*")),
     ("the public names", ("__init__",)),
     ("synchronous front", ("_run",)),
     ("the shell", ("_scheduler",)),
@@ -31,7 +31,10 @@ LAYERS = (
 )
 
 # The only modules beside those above it that are allowed to know the shell.
-KNOW_THE_SHELL = ("__init__", "_run", "testing", "testing.*", "backends", "backends.*", "__main__", "_cli*", "_demo*")
+KNOW_THE_SHELL = (
+    *("__init__", "_run", "testing", "testing.*", "backends", "backends.*", "clients", "clients.*"),
+    *("__main__", "_cli*", "_demo*"),
+)
 
 # Private imports by tests, benches and documentation, with the reason.
 MAY_IMPORT_PRIVATE = {

@@ -64,12 +64,17 @@ class BlockingSlot:
     def leave(self, error: BaseException | None) -> None:
         """Give the permit back, from any thread; once it is back this does nothing."""
         self._is_held = False
-        _call(self._loop, self._slot.leave, error)
+        self._slot.leave(error)
+
+    def drop(self) -> None:
+        """Give back a permit that nobody holds any more: from a finalizer, which may run in the middle of anything."""
+        self._is_held = False
+        self._slot.drop()
 
     def __del__(self) -> None:
         """Give back what an interruption between the wait and the body has left."""
         if self._is_held:
-            self.leave(asyncio.CancelledError())
+            self.drop()
 
     def __repr__(self) -> str:
         return "<blocking slot>"
@@ -104,7 +109,7 @@ class Entering:
         if self._lease.cancel():
             _call(self._loop, self._stop)
         elif self._lease.exception() is None:
-            _call(self._loop, self._slot.leave, UnsentError())
+            self._slot.leave(UnsentError())
 
     def _start(self) -> None:
         if not self._lease.cancelled():

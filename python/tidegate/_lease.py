@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
+from threading import get_ident
 from types import TracebackType
 from typing import Any
 
@@ -59,6 +61,8 @@ class Slot:
 
     def __init__(self, submit: Submit) -> None:
         self._submit: Submit | None = submit
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._ticket: _core.Ticket | None = None
         self._granted: asyncio.Future[_core.Request | None] | None = None
         self._released: asyncio.Future[BaseException | None] | None = None
@@ -80,7 +84,8 @@ class Slot:
         if submit is None:
             msg = "a slot is used once; call slot() for another"
             raise RuntimeError(msg)
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self._granted = granted = loop.create_future()
         self._released = loop.create_future()
         self._ticket = ticket = await submit(self)
@@ -90,11 +95,11 @@ class Slot:
         except asyncio.CancelledError:
             if granted.cancelled() or not granted.done():
                 ticket.cancel()
-            self.leave(UnsentError())
+            self._leave(UnsentError())
             raise
         if request is None:
             reply = ticket._reply()  # noqa: SLF001
-            self.leave(None)
+            self._leave(None)
             assert reply is not None and reply.error is not None  # noqa: PT018 - it ended, and not with a value
             raise to_raise(reply.error)
         self._task = asyncio.current_task()
@@ -109,7 +114,7 @@ class Slot:
         Raises:
             DeadlineExceededError: `timeout` passed while the body ran, and it was cancelled for that.
         """
-        self.leave(exc)
+        self._leave(exc)
         task, self._task = self._task, None
         if self._missed is None or task is None:
             return
@@ -122,10 +127,25 @@ class Slot:
         return self._missed
 
     def leave(self, error: BaseException | None) -> None:
-        """Give the permit back, on the loop's thread; once it is back this does nothing.
+        """Give the permit back, from any thread; once it is back this does nothing.
 
         For who enters and leaves in different tasks or threads. Then nothing is cancelled when `timeout` passes; see `missed`.
         """
+        if get_ident() == self._thread:
+            self._leave(error)
+        else:
+            self._leave_soon(error)
+
+    def drop(self) -> None:
+        """Give back a permit that nobody holds any more: from a finalizer, which may run in the middle of anything."""
+        self._leave_soon(asyncio.CancelledError())
+
+    def _leave_soon(self, error: BaseException | None) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nothing goes on any more
+                self._loop.call_soon_threadsafe(self._leave, error)
+
+    def _leave(self, error: BaseException | None) -> None:
         self._is_left = True
         if self._released is not None and not self._released.done():
             self._released.set_result(error)
