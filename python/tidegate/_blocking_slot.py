@@ -62,19 +62,14 @@ class BlockingSlot:
             raise self._slot.missed
 
     def leave(self, error: BaseException | None) -> None:
-        """Give the permit back, from any thread; once it is back this does nothing."""
+        """Have the permit given back, from any thread and from a finalizer; once it is back this does nothing."""
         self._is_held = False
         self._slot.leave(error)
-
-    def drop(self) -> None:
-        """Give back a permit that nobody holds any more: from a finalizer, which may run in the middle of anything."""
-        self._is_held = False
-        self._slot.drop()
 
     def __del__(self) -> None:
         """Give back what an interruption between the wait and the body has left."""
         if self._is_held:
-            self.drop()
+            self.leave(asyncio.CancelledError())
 
     def __repr__(self) -> str:
         return "<blocking slot>"

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from threading import get_ident
 from types import TracebackType
 from typing import Any
 
@@ -62,7 +61,6 @@ class Slot:
     def __init__(self, submit: Submit) -> None:
         self._submit: Submit | None = submit
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
         self._ticket: _core.Ticket | None = None
         self._granted: asyncio.Future[_core.Request | None] | None = None
         self._released: asyncio.Future[BaseException | None] | None = None
@@ -85,7 +83,6 @@ class Slot:
             msg = "a slot is used once; call slot() for another"
             raise RuntimeError(msg)
         self._loop = loop = asyncio.get_running_loop()
-        self._thread = get_ident()
         self._granted = granted = loop.create_future()
         self._released = loop.create_future()
         self._ticket = ticket = await submit(self)
@@ -127,20 +124,10 @@ class Slot:
         return self._missed
 
     def leave(self, error: BaseException | None) -> None:
-        """Give the permit back, from any thread; once it is back this does nothing.
+        """Have the permit given back, from any thread and from a finalizer; once it is back this does nothing.
 
         For who enters and leaves in different tasks or threads. Then nothing is cancelled when `timeout` passes; see `missed`.
         """
-        if get_ident() == self._thread:
-            self._leave(error)
-        else:
-            self._leave_soon(error)
-
-    def drop(self) -> None:
-        """Give back a permit that nobody holds any more: from a finalizer, which may run in the middle of anything."""
-        self._leave_soon(asyncio.CancelledError())
-
-    def _leave_soon(self, error: BaseException | None) -> None:
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: nothing goes on any more
                 self._loop.call_soon_threadsafe(self._leave, error)

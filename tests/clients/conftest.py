@@ -179,7 +179,29 @@ class Httpx2Blocking(HttpxBlocking):
     library = "httpx2"
 
 
-CASES = (HttpxAsync, Httpx2Async, HttpxBlocking, Httpx2Blocking)
+class Requests(HttpxBlocking):
+    """requests, in threads."""
+
+    library = "requests"
+
+    def open(self, source, backend=None, **options):
+        from tidegate.clients.requests import Adapter
+
+        session = self.module.Session()
+        session.mount("http://", Adapter(source, backend, **options))
+        return session
+
+    def open_narrow(self, source, backend=None):
+        return self.open(source, backend, pool_maxsize=1)
+
+    async def stream(self, client, url):
+        return await asyncio.to_thread(client.get, url, stream=True)
+
+    async def read(self, response):
+        return await asyncio.to_thread(lambda: response.content)
+
+
+CASES = (HttpxAsync, Httpx2Async, HttpxBlocking, Httpx2Blocking, Requests)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.__name__)

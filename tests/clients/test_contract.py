@@ -220,7 +220,7 @@ async def test_warns_once_of_a_pool_that_is_tighter(case, server, caplog):
         await case.get(client, server.url + "ok")
     await case.close(client)
     (record,) = caplog.records
-    assert record.getMessage().startswith("mine may have 500 requests in flight, but its client allows 1: raise ")
+    assert record.getMessage().startswith("mine may have 500 requests in flight, but its client is set to 1: raise ")
 
 
 async def test_arguments_that_cannot_work(case):

@@ -32,10 +32,7 @@ class Held(Protocol):
     """A slot that was entered."""
 
     def leave(self, error: BaseException | None) -> None:
-        """Give it back, from any thread."""
-
-    def drop(self) -> None:
-        """Give it back, from a finalizer."""
+        """Have it given back, from any thread and from a finalizer."""
 
 
 class Permit:
@@ -57,15 +54,13 @@ class Permit:
         self._lease.ack(status, headers)
 
     def release(self, error: BaseException | None = None) -> None:
-        """Give the concurrency back, from any thread; once is enough."""
+        """Give the concurrency back, from any thread and from a finalizer; once is enough."""
         slot, self._slot = self._slot, None
         if slot is not None:
             slot.leave(error)
 
     def __del__(self) -> None:
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            slot.drop()
+        self.release(asyncio.CancelledError())
 
 
 class Permits:
@@ -110,21 +105,26 @@ class Permits:
         host = host_of(url)
         return {"priority": self._priority, "scopes": self._scopes if host is None else {HOST: host, **self._scopes}}
 
+    @property
+    def concurrency(self) -> int | None:
+        """Messages in flight at once, as far as the quota goes; None for no cap."""
+        quota = self.quota if self.scheduler is None else self.scheduler._backends.quota(self.backend)  # noqa: SLF001
+        return None if quota is None else quota.concurrency
+
     def check_pool(self, size: int | None, option: str) -> None:
         """Warn, once, when the client's pool throttles before the quota does.
 
         Args:
-            size: Messages that the client sends at once; None or 0 for no end.
+            size: What the client is made for; None or 0 for no end.
             option: What to raise, as in the client's own documentation.
         """
         if self._warned or not size:
             return
-        quota = self.quota if self.scheduler is None else self.scheduler._backends.quota(self.backend)  # noqa: SLF001
-        wanted = None if quota is None else quota.concurrency
+        wanted = self.concurrency
         if wanted is not None and size < wanted:
             self._warned = True
             log.warning(
-                "%s may have %d requests in flight, but its client allows %d: raise %s", self.backend, wanted, size, option
+                "%s may have %d requests in flight, but its client is set to %d: raise %s", self.backend, wanted, size, option
             )
 
 
