@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import Counter
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -115,6 +116,7 @@ class HttpxAsync:
 
     library = "httpx"
     blocks = False
+    keeps = False  # a response that is dropped, as long as its connection lives
 
     def __init__(self):
         self.module = pytest.importorskip(self.library)
@@ -201,7 +203,46 @@ class Requests(HttpxBlocking):
         return await asyncio.to_thread(lambda: response.content)
 
 
-CASES = (HttpxAsync, Httpx2Async, HttpxBlocking, Httpx2Blocking, Requests)
+class Aiohttp:
+    """aiohttp, on the loop."""
+
+    blocks = False
+    keeps = True
+
+    def __init__(self):
+        self.middlewares = {}
+
+    def open(self, source, backend=None, *, limit=0, **options):
+        from tidegate.clients.aiohttp import Middleware
+
+        middleware = Middleware(source, backend, **options)
+        connector = aiohttp.TCPConnector(limit=limit)
+        session = aiohttp.ClientSession(middlewares=[middleware], connector=connector)
+        self.middlewares[session] = middleware
+        return session
+
+    def open_narrow(self, source, backend=None):
+        return self.open(source, backend, limit=1)
+
+    async def get(self, client, url):
+        async with client.get(url) as response:
+            return response.status, await response.text()
+
+    async def stream(self, client, url):
+        return await client.get(url)
+
+    async def read(self, response):
+        return await response.read()
+
+    async def abandon(self, response):
+        response.close()
+
+    async def close(self, client):
+        await client.close()
+        await self.middlewares.pop(client).close()
+
+
+CASES = (HttpxAsync, Httpx2Async, HttpxBlocking, Httpx2Blocking, Requests, Aiohttp)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.__name__)
