@@ -197,25 +197,29 @@ PROGRAM = """
 import asyncio, sys, threading
 from tidegate import Backend, BackendQuota, run
 
+def say(*words):  # at once: others say something, too
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.flush()
+
 async def fetch(request):
-    print("started", request.target, flush=True)
+    say("started", request.target)
     try:
         await asyncio.to_thread(sys.stdin.readline) if {finishes} else await asyncio.sleep(1000)
     except asyncio.CancelledError:
-        print("cancelled", request.target, flush=True)
+        say("cancelled", request.target)
         raise
-    print("finished", request.target, flush=True)
+    say("finished", request.target)
 
 BACKENDS = [Backend("api", fetch, BackendQuota(concurrency=1))]
 TARGETS = ["one", "two", "three"]
 
 async def asynchronous(scheduler):
     async for reply in scheduler.map(TARGETS):
-        print(reply.target, reply.ok, flush=True)
+        say(reply.target, reply.ok)
 
 def plain(scheduler):
     for future in [scheduler.submit_threadsafe(target) for target in TARGETS]:
-        print(future.exception() is None, flush=True)
+        say(future.exception() is None)
 
 async def notebook():
     run({work}, BACKENDS)
@@ -223,7 +227,7 @@ async def notebook():
 try:
     asyncio.run(notebook()) if {notebook} else run({work}, BACKENDS)
 except KeyboardInterrupt:
-    print("interrupted", flush=True)
+    say("interrupted")
 """
 WORK = {"async": "asynchronous", "plain": "plain", "targets": "TARGETS"}
 

@@ -18,6 +18,9 @@ from tidegate._options import Retry
 from tidegate._order import Order
 from tidegate._scheduler import RateLimitScheduler
 
+# Seconds after which a thread that waits looks whether there was a signal.
+LOOK = 0.5
+
 T = TypeVar("T")
 Work = Callable[[RateLimitScheduler], Awaitable[T]]
 
@@ -147,7 +150,8 @@ def _run(scheduler: RateLimitScheduler, work: Work[T]) -> T:
         threading.Thread(target=_settle, args=(outcome, on_a_loop), name="tidegate-run", daemon=True).start()
         try:
             with interruption.heeded():
-                wait([outcome])
+                while not wait([outcome], LOOK).done:  # a signal may come just before it blocks, or to another thread
+                    pass
         except BaseException:  # of a handler of signals of the user's
             interruption.stop()
             raise
