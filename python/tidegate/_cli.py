@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 import click
 
 import tidegate
+from tidegate._loops import runner
 
 INTERRUPTED = 130
 
@@ -37,14 +38,8 @@ def demo(targets: int) -> None:
 def _run(main: Coroutine[object, object, int]) -> int:
     """Run on uvloop where it is installed."""
     try:
-        import uvloop
-    except ImportError:
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
-    try:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(main)
+        with runner() as own:
+            return own.run(main)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
 
