@@ -11,7 +11,7 @@
 //!                                +----- give_back -----+
 //! ```
 //!
-//! Memory: 96 bytes a target and 20 to 35 to find it by its key; the owner keeps the targets themselves.
+//! Memory: 80 bytes a target with its timer, and 20 to 35 to find it by its key; the owner keeps the targets themselves.
 //!
 //! Sources: the grid is that of Prometheus' scrape loop and tokio's `Interval`; the policies are tokio's Burst, Skip and Delay and
 //! APScheduler's coalescing.
@@ -284,20 +284,21 @@ impl Collector {
         {
             self.soon.pop();
             if self.targets[slot as usize].next < self.resumed_at {
-                self.skip_to(slot, self.resumed_at);
+                let next = self.skip_to(slot, self.resumed_at);
+                self.arm(slot, next);
             } else {
                 self.make_due(slot);
             }
         }
     }
 
-    /// Leaves out the planned instants before this one.
-    fn skip_to(&mut self, slot: u32, from: Instant) {
+    /// Leaves out the planned instants before this one; the next one from then on.
+    fn skip_to(&mut self, slot: u32, from: Instant) -> Instant {
         let target = &mut self.targets[slot as usize];
         let missed = from.since(target.next).as_nanos().div_ceil(target.period.as_nanos());
         self.statistics.skipped += missed;
-        let next = target.next + target.period.times(missed);
-        self.plan(slot, next);
+        target.next = target.next + target.period.times(missed);
+        target.next
     }
 
     /// The next poll to begin, in the order in which they fell due.
@@ -367,16 +368,18 @@ impl Collector {
 
     /// Decides when a target whose poll has ended is polled next.
     fn plan_next(&mut self, now: Instant, slot: u32) {
-        let Target { next, period, begun, .. } = self.targets[slot as usize];
-        if next < self.resumed_at {
-            self.skip_to(slot, self.resumed_at);
-        } else if now < next || self.paused {
+        let Target { period, begun, .. } = self.targets[slot as usize];
+        let next = self.skip_to(slot, self.resumed_at);
+        if now < next || self.paused {
             self.arm(slot, next);
         } else {
             match self.overrun {
                 Overrun::Coalesce => self.make_due(slot),
                 // Which is still to come: one that comes now is.
-                Overrun::Skip => self.skip_to(slot, now),
+                Overrun::Skip => {
+                    let next = self.skip_to(slot, now);
+                    self.arm(slot, next);
+                }
                 Overrun::All => self.arm(slot, begun + Span::from_nanos(period.as_nanos() / 2)),
                 Overrun::Delay => {
                     self.targets[slot as usize].next = now;
@@ -396,7 +399,8 @@ impl Collector {
         if std::mem::take(&mut self.paused) {
             self.resumed_at = now;
             for slot in std::mem::take(&mut self.due) {
-                if self.targets[slot as usize].next < now { self.skip_to(slot, now) } else { self.make_due(slot) }
+                let next = self.skip_to(slot, now);
+                self.arm(slot, next);
             }
         }
     }
