@@ -228,7 +228,7 @@ class Aiohttp:
 
     async def get(self, client, url):
         async with client.get(url) as response:
-            return response.status, await response.text()
+            return response.status, await response.text(errors="replace")
 
     async def stream(self, client, url):
         return await client.get(url)
@@ -368,3 +368,9 @@ def case(request):
 def async_case(request):
     """One that runs on the loop."""
     return request.param()
+
+
+@pytest.fixture
+def every_case():
+    """All of them."""
+    return [case() for case in CASES]
