@@ -20,7 +20,7 @@ async def unused(request):
 async def used(scheduler, count):
     """Wait until so much is charged."""
     async with asyncio.timeout(10):
-        while scheduler.snapshot().backends["web"].limits[0].used != count or scheduler.snapshot().backends["web"].in_flight:
+        while scheduler.snapshot().backends["web"].limits[0].used != count or scheduler.snapshot().backends["web"].in_flight:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
@@ -53,7 +53,7 @@ async def test_error_by_status_is_read(server):
             with pytest.raises(requests.exceptions.HTTPError):
                 await session.get(server.url + "limited")
         async with asyncio.timeout(10):
-            while scheduler.snapshot().backends["web"].state != "closed":
+            while scheduler.snapshot().backends["web"].state != "closed":  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
 
