@@ -73,6 +73,7 @@ rust-test:
 python-test: build
 	$(BIN)/python -m pytest
 
+# The wheel of urllib3-future, which niquests needs, would replace the urllib3 of requests.
 $(TOOLS): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'Tidegate needs Python 3.11 or later: make PYTHON=python3.12 ...' >&2; exit 1; }
@@ -80,7 +81,7 @@ $(TOOLS): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ echo 'no virtual environment could be made (Debian: apt-get install python3-venv)' >&2; exit 1; }
 	$(BIN)/python -m pip install 'pip>=25.1'
-	URLLIB3_NO_OVERRIDE=1 $(BIN)/python -m pip install --no-binary urllib3-future --group dev # else it replaces urllib3, which is requests'
+	URLLIB3_NO_OVERRIDE=1 $(BIN)/python -m pip install --no-binary urllib3-future --group dev
 	@touch $@
 
 $(BUILT): $(TOOLS) $(RUST)

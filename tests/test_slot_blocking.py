@@ -360,3 +360,40 @@ def test_interrupted_in_the_main_thread():
         process.send_signal(signal.SIGINT)
         assert sorted(process.communicate(timeout=20)[0].splitlines()) == ["1 pending", "free", "interrupted"]
     assert process.returncode == 0
+
+
+RECHARGE = """
+import asyncio, threading, time
+from tidegate import Backend, RateLimitScheduler
+
+async def echo(request):
+    return request.target
+
+async def serve():
+    global scheduler
+    async with RateLimitScheduler([Backend("api", echo, "1/s")]) as scheduler:
+        ready.set()
+        await asyncio.sleep(1000)
+
+ready = threading.Event()
+threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
+ready.wait()
+with scheduler.slot_blocking("api") as lease:
+    lease.recharge_blocking()
+    try:
+        threading.Timer(0.2, print, args=("waits",), kwargs={"flush": True}).start()
+        lease.recharge_blocking()
+        print("charged", flush=True)
+    except KeyboardInterrupt:
+        time.sleep(1.2)  # until the limit has room again
+        print(scheduler.snapshot().backends["api"].limits[0].used, "used", flush=True)
+"""
+
+
+def test_recharge_interrupted_in_the_main_thread():
+    """Ctrl-C ends the wait for one more message, which is not charged then."""
+    process = subprocess.Popen([sys.executable, "-c", RECHARGE], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == "waits\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[0] == "0 used\n"

@@ -1,7 +1,7 @@
 """A thread's own code under a backend's limits."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from threading import get_ident
@@ -65,6 +65,10 @@ class BlockingSlot:
         """Have the permit given back, from any thread and from a finalizer; once it is back this does nothing."""
         self._is_held = False
         self._slot.leave(error)
+
+    def owe(self, lease: Lease, count: int, scopes: Mapping[str, str] | None = None) -> None:
+        """Charge messages that have left already; see `Slot.owe`."""
+        self._slot.owe(lease, count, scopes)
 
     def __del__(self) -> None:
         """Give back what an interruption between the wait and the body has left."""

@@ -66,6 +66,7 @@ class Slot:
         self._released: asyncio.Future[BaseException | None] | None = None
         self._is_left = False
         self._when_left: Report | None = None
+        self._debt: asyncio.Task[None] | None = None
         # For a deadline that comes in the body: whose body it is, and how often that was to be cancelled before.
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
@@ -132,7 +133,28 @@ class Slot:
             with suppress(RuntimeError):  # the loop is closed: nothing goes on any more
                 self._loop.call_soon_threadsafe(self._leave, error)
 
+    def owe(self, lease: Lease, count: int, scopes: Mapping[str, str] | None = None) -> None:
+        """Charge messages that have left already, from any thread: ahead of what waits, and the permit is held until then."""
+        loop = self._loop
+        if loop is None:
+            return
+
+        async def pay() -> None:
+            with suppress(TidegateError):  # it was closed meanwhile
+                for _ in range(count):
+                    await lease.recharge(scopes=scopes)
+
+        def start() -> None:
+            self._debt = loop.create_task(pay())
+
+        with suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(start)
+
     def _leave(self, error: BaseException | None) -> None:
+        if self._debt is not None and not self._debt.done():
+            self._debt.add_done_callback(lambda _: self._leave(error))
+            return
+        self._debt = None
         self._is_left = True
         if self._released is not None and not self._released.done():
             self._released.set_result(error)

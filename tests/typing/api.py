@@ -37,6 +37,7 @@ from tidegate import (
     Snapshot,
     Ticket,
     TidegateError,
+    run,
 )
 from tidegate.backends.http import HttpBackend
 from tidegate.testing import ManualClock
@@ -64,6 +65,25 @@ def fetch_in_thread(request: Request) -> dict[str, int]:
     request.ack(200)
     request.recharge_blocking(2)
     return {str(request.target): request.attempt}
+
+
+def in_a_thread(scheduler: RateLimitScheduler) -> int:
+    with scheduler.slot_blocking("text", cost=2, priority=Priority.HIGH, timeout=5, scopes={"host": "a"}) as lease:
+        assert_type(lease, Lease)
+        lease.ack(429, {"Retry-After": "1"})
+        lease.recharge_blocking(2, scopes={"host": "b"})
+    return 1
+
+
+async def text(scheduler: RateLimitScheduler) -> str:
+    return repr(scheduler)
+
+
+def synchronous() -> None:
+    assert_type(run(text, backends(), order="edf", capacity=10, retry=Retry(attempts=2), isolation="task", seed=1), str)
+    assert_type(run(in_a_thread, backends()), int)
+    assert_type(run(["a", "b"], backends(), priority=7, timeout=5), list[Reply])
+    run(5, backends())  # type: ignore[call-overload]
 
 
 def classify(request: Request, came: object | BaseException) -> Outcome:

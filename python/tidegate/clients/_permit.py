@@ -34,6 +34,9 @@ class Held(Protocol):
     def leave(self, error: BaseException | None) -> None:
         """Have it given back, from any thread and from a finalizer."""
 
+    def owe(self, lease: Lease, count: int, scopes: Mapping[str, str] | None) -> None:
+        """Have messages charged that have left already."""
+
 
 class Permit:
     """Leave to send one message. Give it back with `release`; one that is dropped gives itself back.
@@ -52,6 +55,12 @@ class Permit:
     def answered(self, status: int, headers: Mapping[str, str]) -> None:
         """Say that response headers arrived: 429, or 503 with `Retry-After`, closes the limits."""
         self._lease.ack(status, headers)
+
+    def also_sent(self, count: int, url: str) -> None:
+        """Charge messages that the client has sent without asking, the last one to this URL, before the permit is given back."""
+        if self._slot is not None and count > 0:
+            host = host_of(url)
+            self._slot.owe(self._lease, count, None if host is None else {HOST: host})
 
     def release(self, error: BaseException | None = None) -> None:
         """Give the concurrency back, from any thread and from a finalizer; once is enough."""

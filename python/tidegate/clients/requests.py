@@ -12,13 +12,13 @@ A 429 is your response, as without limits; but the limit is closed, and the next
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-from weakref import ref
 
 from tidegate import Priority
+from tidegate.clients._body import release_at_end
 from tidegate.clients._missing import missing
-from tidegate.clients._permit import BlockingPermits, Permit, Source
+from tidegate.clients._permit import BlockingPermits, Source
 
 try:
     from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
@@ -109,28 +109,8 @@ class Adapter(HTTPAdapter):
             permit.release(error)
             raise
         permit.answered(response.status_code, response.headers)
-        _release_at_end(response.raw, permit)
+        release_at_end(response.raw, permit)
         return response
-
-
-def _release_at_end(body: Any, permit: Permit) -> None:
-    """Have the permit given back when the body gives its connection back or closes it, which urllib3 does by these two."""
-    here = ref(body)  # no circle
-
-    def and_release(end: Callable[[Any], None]) -> Callable[[], None]:
-        def ended() -> None:
-            try:
-                if (body := here()) is not None:
-                    end(body)
-            finally:
-                permit.release()
-
-        return ended
-
-    for name in ("close", "release_conn"):
-        setattr(body, name, and_release(getattr(type(body), name)))
-    if body.closed:
-        permit.release()
 
 
 def _after_error(retries: Retry, request: PreparedRequest, error: RequestException) -> Retry | None:

@@ -117,6 +117,7 @@ class HttpxAsync:
     library = "httpx"
     blocks = False
     keeps = False  # a response that is dropped, as long as its connection lives
+    lingers = False
 
     def __init__(self):
         self.module = pytest.importorskip(self.library)
@@ -208,6 +209,7 @@ class Aiohttp:
 
     blocks = False
     keeps = True
+    lingers = False
 
     def __init__(self):
         self.middlewares = {}
@@ -226,7 +228,7 @@ class Aiohttp:
 
     async def get(self, client, url):
         async with client.get(url) as response:
-            return response.status, await response.text()
+            return response.status, await response.text(errors="replace")
 
     async def stream(self, client, url):
         return await client.get(url)
@@ -242,7 +244,118 @@ class Aiohttp:
         await self.middlewares.pop(client).close()
 
 
-CASES = (HttpxAsync, Httpx2Async, HttpxBlocking, Httpx2Blocking, Requests, Aiohttp)
+class CurlAsync:
+    """curl_cffi, on the loop."""
+
+    blocks = False
+    keeps = True
+    lingers = True  # a body that is closed goes on until something comes
+
+    def __init__(self):
+        pytest.importorskip("curl_cffi")
+
+    def open(self, source, backend=None, **options):
+        from tidegate.clients.curl_cffi import AsyncSession
+
+        return AsyncSession(source, backend, **options)
+
+    def open_narrow(self, source, backend=None):
+        return self.open(source, backend, max_clients=1)
+
+    async def get(self, client, url):
+        response = await client.get(url)
+        return response.status_code, response.text
+
+    async def stream(self, client, url):
+        return await client.get(url, stream=True)
+
+    async def read(self, response):
+        return await response.acontent()
+
+    async def abandon(self, response):
+        response.quit_now.set()  # what `aclose` leaves to the server
+        await response.aclose()
+
+    async def close(self, client):
+        await client.close()
+
+
+class CurlBlocking(CurlAsync):
+    """curl_cffi, in threads."""
+
+    blocks = True
+
+    def open(self, source, backend=None, **options):
+        from tidegate.clients.curl_cffi import Session
+
+        return Session(source, backend, **options)
+
+    def open_narrow(self, source, backend=None):
+        pytest.skip("it has no pool")
+
+    async def get(self, client, url):
+        response = await asyncio.to_thread(client.get, url)
+        return response.status_code, response.text
+
+    async def stream(self, client, url):
+        return await asyncio.to_thread(client.get, url, stream=True)
+
+    async def read(self, response):
+        return await asyncio.to_thread(lambda: b"".join(response.iter_content()))
+
+    async def abandon(self, response):
+        await asyncio.to_thread(response.close)
+
+    async def close(self, client):
+        await asyncio.to_thread(client.close)
+
+
+class Niquests(Requests):
+    """niquests, in threads."""
+
+    library = "niquests"
+
+    def open(self, source, backend=None, **options):
+        from tidegate.clients.niquests import Adapter
+
+        session = self.module.Session()
+        session.mount("http://", Adapter(source, backend, **options))
+        return session
+
+
+class NiquestsAsync(Niquests):
+    """niquests, on the loop."""
+
+    blocks = False
+
+    def open(self, source, backend=None, **options):
+        from tidegate.clients.niquests import AsyncAdapter
+
+        session = self.module.AsyncSession()
+        session.mount("http://", AsyncAdapter(source, backend, **options))
+        return session
+
+    async def get(self, client, url):
+        response = await client.get(url)
+        return response.status_code, response.text
+
+    async def stream(self, client, url):
+        return await client.get(url, stream=True)
+
+    async def read(self, response):
+        return await response.content
+
+    async def abandon(self, response):
+        await response.close()
+
+    async def close(self, client):
+        await client.close()
+
+
+CASES = (
+    *(HttpxAsync, Httpx2Async, HttpxBlocking, Httpx2Blocking, Requests, Aiohttp),
+    *(CurlAsync, CurlBlocking, Niquests, NiquestsAsync),
+)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.__name__)
@@ -255,3 +368,9 @@ def case(request):
 def async_case(request):
     """One that runs on the loop."""
     return request.param()
+
+
+@pytest.fixture
+def every_case():
+    """All of them."""
+    return [case() for case in CASES]

@@ -106,6 +106,8 @@ async def test_body_that_is_abandoned(case, server):
     async with opened(case, "1/h") as (scheduler, client):
         response = await case.stream(client, server.url + "held")
         assert state(scheduler).in_flight == 1
+        if case.lingers:
+            server.finish.set()
         await case.abandon(response)
         await is_free(scheduler)
 
