@@ -78,7 +78,8 @@ impl Load {
     }
 }
 
-/// All hosts have requests waiting, and one host after the other gets room for one: each has been sent one before the others are counted.
+/// All hosts have requests waiting, and one host after the other gets room for one. Before that is counted, each has been sent one, and then
+/// held back.
 fn dispatch(order: Order, hosts: usize, accounts: u32, count: usize) {
     let mut load = Load::new(order, accounts, Limit::bucket(1, PERIOD, 1).expect("a valid limit"));
     for _ in 0..MOST / hosts + 2 {
@@ -87,10 +88,17 @@ fn dispatch(order: Order, hosts: usize, accounts: u32, count: usize) {
         }
     }
     let pause = Span::from_nanos(PERIOD.as_nanos() / hosts as u64);
-    let mut done = 0;
-    while done < hosts + count {
+    for _ in 0..hosts {
         load.now = load.now + pause;
-        if let Some(leased) = load.take() {
+        let leased = load.take().expect("a host that was sent nothing has room");
+        load.finish(&leased);
+    }
+    let mut done = 0;
+    while done < count {
+        load.now = load.now + pause;
+        while done < count
+            && let Some(leased) = load.take()
+        {
             load.finish(&leased);
             done += 1;
         }
