@@ -21,7 +21,7 @@ NEWLINE = "\n"  # f-strings take no backslash before Python 3.12
 # prefix; "_*" takes every module with an underscore that no other line names. `__init__` is the package itself.
 LAYERS = (
     ("programs", ("__main__", "_cli*", "_demo*")),
-    ("what is imported by its own name", ("backends", "backends.*", "testing", "testing.*")),
+    ("what is imported by its own name", ("backends", "backends.*", "sinks", "testing", "testing.*")),
     ("the public names", ("__init__",)),
     ("synchronous front", ("_run",)),
     ("the shell", ("_scheduler",)),

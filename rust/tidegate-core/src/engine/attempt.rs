@@ -429,6 +429,7 @@ impl Engine {
         }
         if !was_rejected && rejection {
             self.tally(account).lost(unacked);
+            self.backends[usize::from(backend.0)].rejections += 1;
             let is_of_account = self.is_of_account(now, account, &scopes);
             if is_of_account {
                 self.rejected(now, sent_at, retry_after, (backend, account, None));
@@ -483,6 +484,7 @@ impl Engine {
     fn refund(&mut self, now: Instant, index: u32, sent_at: Instant, cost: u32) {
         let lease = self.leases.get(index);
         let account = lease.account;
+        self.backends[usize::from(lease.backend)].messages -= 1;
         self.accounts[account as usize].quota.refund(sent_at, cost);
         for &scope in &lease.scopes {
             self.scopes.get_mut(scope).quota.refund(sent_at, cost);
@@ -592,6 +594,7 @@ impl Engine {
         let mut released = scopes;
         if let Some(index) = self.leases.find(lease) {
             let lease = self.leases.get_mut(index);
+            self.backends[usize::from(lease.backend)].messages += 1;
             lease.unacked += cost;
             lease.unfinished += cost;
             lease.sent_at = now;

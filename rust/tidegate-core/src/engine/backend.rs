@@ -103,6 +103,9 @@ pub(super) struct Backend {
     pub(super) in_flight: u32,
     /// Of those, leases whose request has moved on.
     pub(super) strays: u32,
+    /// Sent so far, and of those the ones that its server rejected.
+    pub(super) messages: u64,
+    pub(super) rejections: u64,
     pub(super) waiting: ReadyHeap,
     /// Something waits for it, as far as the tally of its accounts knows.
     pub(super) wanted: bool,
@@ -128,6 +131,8 @@ impl Backend {
             weight: spec.weight,
             in_flight: 0,
             strays: 0,
+            messages: 0,
+            rejections: 0,
             waiting: ReadyHeap::default(),
             wanted: false,
             timed: Timed::NONE,

@@ -374,7 +374,9 @@ impl Engine {
     /// One more attempt of a backend runs on an account; whether that fills it.
     #[inline]
     fn occupy(&mut self, account: u32, id: u16) -> bool {
-        self.backends[usize::from(id)].in_flight += 1;
+        let backend = &mut self.backends[usize::from(id)];
+        backend.in_flight += 1;
+        backend.messages += 1;
         let in_flight = self.accounts[account as usize].in_flight;
         self.set_in_flight(account, in_flight + 1);
         self.accounts[account as usize].is_full()

@@ -90,6 +90,16 @@ impl<'a> BackendStatus<'a> {
         self.backend.strays
     }
 
+    /// Messages that were sent so far, those that were rejected included.
+    pub fn messages(&self) -> u64 {
+        self.backend.messages
+    }
+
+    /// Of those, the ones that its server rejected for its limits.
+    pub fn rejections(&self) -> u64 {
+        self.backend.rejections
+    }
+
     /// How each limit by scope of each account stands.
     pub fn scoped(&self) -> impl Iterator<Item = ScopedUsage<'a>> + use<'a> {
         let &BackendStatus { first, scopes, now, accounts, .. } = self;

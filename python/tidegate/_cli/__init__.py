@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
 
 import click
+import msgspec
 
 import tidegate
 
@@ -32,6 +36,37 @@ def demo(targets: int) -> None:
     except ModuleNotFoundError as error:
         raise click.UsageError(f"the demo needs {error.name}: pip install 'aiohttp>=3.12'") from None
     sys.exit(_run(collect(targets)))
+
+
+FILE = click.argument("file", type=click.Path(path_type=Path), default="tidegate.toml")
+
+
+@cli.command()
+@FILE
+@click.option("--targets", metavar="FILE", help="Take the targets from here; - for standard input.")
+@click.option("--output", metavar="FILE", help="Write the replies here; - for standard output.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary on standard output, as one JSON object.")
+def run(file: Path, targets: str | None, output: str | None, quiet: bool, as_json: bool) -> None:
+    """Collect what FILE says (default: tidegate.toml).
+
+    Ctrl-C finishes what runs and takes nothing new; a second one stops now. Exits with 0 when all was collected, with 1 when
+    something failed, with 2 when FILE is wrong, and with 130 when it was interrupted.
+    """
+    from tidegate._cli.config import load
+    from tidegate._cli.run import collect
+
+    plan = load(file, os.environ, complete=True)
+    here = Path.cwd()
+    if targets is not None:
+        path = targets if targets == "-" else str(here / targets)
+        plan = replace(plan, targets=msgspec.structs.replace(plan.targets, inline=None, file=path))
+    if output is not None:
+        path = output if output == "-" else str(here / output)
+        plan = replace(plan, output=msgspec.structs.replace(plan.output, file=path))
+    if as_json and plan.output.file == "-":
+        raise click.UsageError("--json prints on standard output, where the replies go: give --output FILE")
+    sys.exit(_run(collect(plan, quiet=quiet, as_json=as_json)))
 
 
 def _run(main: Coroutine[object, object, int]) -> int:

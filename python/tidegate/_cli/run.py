@@ -1,0 +1,375 @@
+"""`tidegate run`: collects what a configuration says, into its file, and sums up how it went."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self, TextIO
+
+import msgspec
+
+from tidegate import DeadlineExceededError, RateLimitScheduler, Reply, RequestCancelledError, SchedulerClosedError
+from tidegate._cli import interrupt
+from tidegate._cli.config import Plan
+from tidegate._cli.problems import BadFileError, Problem
+from tidegate._cli.targets import LineError, Targets, read_all, read_as_they_come
+from tidegate._progress import Line, Meter, is_off
+from tidegate._snapshot import Snapshot
+from tidegate.backends.http import HttpStatusError
+from tidegate.sinks import JsonLines, SinkError
+
+logger = logging.getLogger("tidegate")
+
+MOST_UNWRITTEN = 1000
+"""Replies that wait to be written; then no more are taken."""
+
+
+async def collect(plan: Plan, *, quiet: bool = False, as_json: bool = False) -> int:
+    """Collect, and sum up.
+
+    Returns:
+        The exit code: 0, 1 when a request failed or the output did, 130 when it was interrupted.
+
+    Raises:
+        BadFileError: The targets or the output cannot be used; nothing was sent.
+    """
+    targets, source = targets_of(plan)
+    to_stdout = plan.output.file == "-"
+    path = 1 if to_stdout else plan.beside(plan.output.file)
+    sink = JsonLines(path, save=plan.output.save, rotate=plan.output.rotate, sync=plan.output.sync)
+    try:
+        sink.open()
+    except SinkError as error:
+        raise BadFileError.of(str(plan.file), Problem(1, "[output]", "file", str(error))) from None
+    try:
+        run = Run(plan, source, targets, sink)
+        return await run.through(sys.stderr, quiet=quiet, as_json=as_json)
+    finally:
+        sink.close()
+
+
+def targets_of(plan: Plan) -> tuple[list[str] | None, Targets]:
+    """What to collect; None when it comes from standard input as it is collected.
+
+    Raises:
+        BadFileError: The file cannot be used.
+    """
+    path = plan.beside(plan.targets.file or "")
+    names = [backend.name for backend in plan.backends]
+    if path == "-" and plan.run.interval is None:
+        return None, Targets("standard input")
+    try:
+        targets, source = read_all(plan.targets, path, names)
+    except OSError as error:
+        raise BadFileError.of(path, Problem(1, "", "", f"cannot be read: {error.strerror}")) from None
+    except LineError as error:
+        raise BadFileError.of(path, Problem(1, "", "", str(error))) from None
+    if plan.targets.strict and source.bad:
+        rest = source.bad - len(source.told)
+        raise BadFileError("\n".join([*source.told, *([f"{source.source}: {rest} bad lines more"] if rest else [])]))
+    if not targets:
+        raise BadFileError.of(source.source, Problem(1, "", "", "there is no target in it"))
+    return targets, source
+
+
+@dataclass
+class Run:
+    """One run: what has come back so far, and how it ended."""
+
+    plan: Plan
+    source: Targets
+    targets: Sequence[str] | None
+    sink: JsonLines
+    collected: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    expired: int = 0
+    waits: Counter[str] = field(default_factory=Counter)
+    written: int = 0
+    unwritten: int = 0
+    problem: str | None = None
+    interrupted: bool = False
+    seconds: float = 0.0
+
+    @property
+    def scheduler(self) -> RateLimitScheduler:
+        """What runs the requests."""
+        return self.plan.scheduler
+
+    @property
+    def done(self) -> int:
+        """Requests that have ended by themselves."""
+        return self.collected.total() + self.failures.total() + self.expired
+
+    async def through(self, out: TextIO, *, quiet: bool, as_json: bool) -> int:
+        """Run it to its end, whatever that is, and sum up.
+
+        Returns:
+            The exit code.
+        """
+        loop = asyncio.get_running_loop()
+        async with self.scheduler:
+            meter = Meter(self.scheduler, lambda: self.done, self._total, loop.time)
+            line = Line(out, meter.line)
+            say = _say_nothing if quiet else line.say
+            with ExitStack() as stack:
+                stack.enter_context(_logged(line, quiet=quiet))
+                for text in self.source.told:
+                    say(text)
+                if not quiet and not is_off():
+                    line.start()
+                    stack.callback(line.stop)
+                heard = stack.enter_context(interrupt.interruptible(self.scheduler, say, signal.SIGINT, signal.SIGTERM))
+                started_at = loop.time()
+                try:
+                    await self._collect(say)
+                except asyncio.CancelledError:
+                    if not heard.happened:
+                        raise
+                    _forget_cancellation()
+                    await self.scheduler.close()
+                finally:
+                    self.interrupted = heard.happened
+                    self.seconds = loop.time() - started_at
+                    stack.callback(_end, heard)
+            snapshot = self.scheduler.snapshot()
+        summary = self.summary(snapshot)
+        if not quiet:
+            out.write(told(summary))
+        if self.problem is not None:
+            out.write(f"tidegate: {self.problem}\n")
+        out.flush()
+        if as_json:
+            sys.stdout.write(f"{msgspec.json.encode(summary).decode()}\n")
+        return interrupt.CODE if self.interrupted else 1 if self.problem or self.failures or self.expired else 0
+
+    async def _collect(self, say: Callable[[str], object]) -> None:
+        async with Writer(self) as writer, self.scheduler.map(self._source(), **self._options()) as replies:
+            async for reply in replies:
+                if self._take(reply):
+                    await writer.put(reply)
+        for text in self.source.told if self.targets is None else ():
+            say(text)
+
+    def _source(self) -> Sequence[str] | AsyncIterable[str]:
+        if self.targets is not None:
+            return self.targets
+        return read_as_they_come(self.plan.targets, self.source, [backend.name for backend in self.plan.backends])
+
+    @property
+    def _total(self) -> int | None:
+        return None if self.targets is None else len(self.targets)
+
+    def _options(self) -> dict[str, Any]:
+        """The options of the requests: those of each target, where its line may have some."""
+        run = self.plan.run
+        timeout = None if run.timeout is None else float(run.timeout)
+        options: dict[str, Any] = {"priority": int(run.priority), "timeout": timeout}
+        for name in self.plan.targets.options:
+            options[name] = self.source.option(name, options.get(name))
+        return options
+
+    def _take(self, reply: Reply) -> bool:
+        """Count a reply; whether it is one to keep."""
+        self.waits.update(reply.waits)
+        if reply.ok:
+            self.collected[reply.backend or ""] += 1
+        elif isinstance(reply.error, RequestCancelledError | SchedulerClosedError):
+            return False
+        elif isinstance(reply.error, DeadlineExceededError):
+            self.expired += 1
+        else:
+            self.failures[_reason(reply)] += 1
+        return True
+
+    def summary(self, snapshot: Snapshot) -> dict[str, Any]:
+        """How it went, in numbers."""
+        ledger = self.scheduler.ledger()
+        total = self._total
+        return {
+            "targets": {
+                "from": self.source.source,
+                "distinct": total,
+                "duplicates": self.source.duplicates,
+                "bad_lines": self.source.bad,
+                "not_taken": None if total is None else total - ledger.accepted,
+            },
+            "requests": {
+                "accepted": ledger.accepted,
+                "collected": self.collected.total(),
+                "failed": self.failures.total(),
+                "expired": self.expired,
+                "cancelled": ledger.accepted - self.done,
+            },
+            "failures": dict(self.failures.most_common()),
+            "output": {
+                "file": self.plan.output.file if self.plan.output.file == "-" else str(self.sink.path),
+                "written": self.written,
+                "not_written": self.unwritten,
+            },
+            "backends": {
+                name: {
+                    "collected": self.collected[name],
+                    "sent": state.sent,
+                    "rejected": state.rejected,
+                    "utilisation": state.utilisation,
+                }
+                for name, state in snapshot.backends.items()
+            },
+            "waits": {cause: round(seconds, 6) for cause, seconds in self.waits.items()},
+            "seconds": round(self.seconds, 3),
+            "ledger": {**msgspec.to_builtins(ledger), "pending": ledger.pending, "balanced": ledger.balanced},
+            "interrupted": self.interrupted,
+            "problem": self.problem,
+        }
+
+
+class Writer:
+    """Hands replies to the sink: while some are written the next ones gather.
+
+    When the sink fails it closes the scheduler: there is nowhere to put what would come.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._batch: list[Reply] = []
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._has_ended = False
+        self._closing: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        self._task = asyncio.get_running_loop().create_task(self._write(), name="tidegate-writer")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Write what is left."""
+        assert self._task is not None
+        self._has_ended = True
+        self._changed.set()
+        await asyncio.wait([self._task])
+        self._task.result()
+        if self._closing is not None:
+            await asyncio.wait([self._closing])
+
+    async def put(self, reply: Reply) -> None:
+        """Have a reply written, some time soon; waits while many are before it."""
+        if self._run.problem is not None:
+            self._run.unwritten += 1
+            return
+        self._batch.append(reply)
+        self._changed.set()
+        if len(self._batch) >= MOST_UNWRITTEN:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _write(self) -> None:
+        run = self._run
+        while not (self._has_ended and not self._batch):
+            await self._changed.wait()
+            self._changed.clear()
+            batch, self._batch = self._batch, []
+            self._room.set()
+            if not batch:
+                continue
+            try:
+                await run.sink.write(batch)
+            except SinkError as error:
+                run.written += error.written
+                run.unwritten += len(batch) - error.written + len(self._batch)
+                run.problem = f"stopped, for the output failed: {error}"
+                self._batch.clear()
+                self._closing = asyncio.get_running_loop().create_task(run.scheduler.close())
+                return
+            run.written += len(batch)
+
+
+def told(summary: Mapping[str, Any]) -> str:
+    """A summary in words."""
+    requests, targets, output = summary["requests"], summary["targets"], summary["output"]
+    distinct = "targets" if targets["distinct"] is None else f"{targets['distinct']} targets"
+    left_out = [
+        f"{targets[key]} {word}" for key, word in (("bad_lines", "bad lines"), ("duplicates", "duplicates")) if targets[key]
+    ]
+    lines = [
+        f"targets   {distinct} from {targets['from']}" + (f", without {' and '.join(left_out)}" if left_out else ""),
+    ]
+    if targets["not_taken"]:
+        lines.append(f"          {targets['not_taken']} of them not taken")
+    ends = " + ".join(f"{requests[end]} {end}" for end in ("collected", "failed", "expired", "cancelled"))
+    lines.append(f"requests  {requests['accepted']} accepted = {ends}")
+    if summary["failures"]:
+        lines.append(f"failed    {', '.join(f'{count} {reason}' for reason, count in summary['failures'].items())}")
+    not_written = f", {output['not_written']} not written" if output["not_written"] else ""
+    lines.append(
+        f"output    {output['written']} lines in {'standard output' if output['file'] == '-' else output['file']}{not_written}"
+    )
+    lines.append("")
+    width = max([len("backend"), *map(len, summary["backends"])])
+    lines.append(f"{'backend':{width}}  collected      sent  rejected  used of what was possible")
+    for name, row in summary["backends"].items():
+        used = "-" if row["utilisation"] is None else f"{row['utilisation']:.1%}"
+        lines.append(f"{name:{width}}  {row['collected']:9}  {row['sent']:8}  {row['rejected']:8}  {used}")
+    total = sum(summary["waits"].values()) or 1
+    causes = sorted(summary["waits"].items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{cause} {seconds / total:.1%}" for cause, seconds in causes if seconds)
+    ledger = summary["ledger"]
+    lines += [
+        "",
+        f"time      {summary['seconds']:.1f} s" + (f"; of the requests' time: {shares}" if shares else ""),
+        f"ledger    {ledger['accepted']} accepted = "
+        + " + ".join(f"{ledger[end]} {end}" for end in ("delivered", "dead", "expired", "cancelled", "pending"))
+        + ("" if ledger["balanced"] else ": DOES NOT BALANCE"),
+    ]
+    return "\n".join(["", *lines, ""])
+
+
+def _reason(reply: Reply) -> str:
+    """Why a request failed, in a word that many share."""
+    cause = reply.error.__cause__ if reply.error is not None else None
+    if isinstance(cause, HttpStatusError):
+        return f"status {cause.status}"
+    return type(cause or reply.error).__name__
+
+
+def _say_nothing(text: str) -> None:
+    """Keep quiet."""
+
+
+def _forget_cancellation() -> None:
+    """The second Ctrl-C was for the collecting; what comes after it is not to be cancelled."""
+    task = asyncio.current_task()
+    if task is not None and hasattr(task, "uncancel"):
+        task.uncancel()
+
+
+def _end(heard: interrupt.Interrupt) -> None:
+    for task in heard.draining:
+        task.cancel()
+
+
+@contextmanager
+def _logged(line: Line, *, quiet: bool) -> Iterator[None]:
+    """Changes of state go above the line of progress."""
+
+    class Above(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            line.say(f"tidegate: {record.getMessage()}")
+
+    handler = Above(logging.ERROR if quiet else logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
