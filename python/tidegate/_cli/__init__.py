@@ -69,6 +69,30 @@ def run(file: Path, targets: str | None, output: str | None, quiet: bool, as_jso
     sys.exit(_run(collect(plan, quiet=quiet, as_json=as_json)))
 
 
+@cli.command()
+@FILE
+def check(file: Path) -> None:
+    """Say what FILE comes to (default: tidegate.toml), and send nothing.
+
+    The limits as they are understood, how long one round of all targets takes, whether an interval can be kept, and how much of
+    the limits can be used. Needs no network and no variables.
+    """
+    from tidegate._cli.check import report
+    from tidegate._cli.config import load
+
+    click.echo(report(load(file, os.environ, complete=False)), nl=False)
+
+
+@cli.command()
+@FILE
+def init(file: Path) -> None:
+    """Write a commented configuration to begin with to FILE (default: tidegate.toml)."""
+    from tidegate._cli.init import write
+
+    write(file)
+    click.echo(f"wrote {file}; now: tidegate check {file}, then: tidegate run {file}")
+
+
 def _run(main: Coroutine[object, object, int]) -> int:
     """Run on uvloop where it is installed."""
     try:

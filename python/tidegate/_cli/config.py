@@ -21,7 +21,7 @@ from tidegate._cli.lines import Path as Place
 from tidegate._cli.lines import lines_of
 from tidegate._cli.problems import BadFileError, Problem, nearest, quoted
 from tidegate._cli.words import Cap, Limits, Seconds, Size, Urgency, Variables, WordError, choices_of
-from tidegate.backends._address import Address
+from tidegate.backends._address import Address, shown
 from tidegate.backends.http import HttpBackend
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -119,15 +119,19 @@ class Plan:
         file: Where it stands; relative paths in it are relative to its folder.
         scheduler: New, with all backends.
         backends: They, in order of declaration.
+        addresses: Of them, as they are written, without what may be secret.
         variables: Those that it refers to, and whether they are set.
     """
 
     file: Path
     scheduler: RateLimitScheduler
     backends: tuple[Backend, ...]
+    addresses: tuple[str, ...]
     targets: TargetsTable
     run: RunTable
     output: OutputTable
+    order: Order
+    retry: Retry
     variables: Mapping[str, bool]
 
     def beside(self, name: str) -> str:
@@ -215,7 +219,10 @@ class _Reading:
             except ConfigError as error:  # between backends, such as a group with two quotas
                 self._wrong(("backend",), "[[backend]]", "", str(error))
             else:
-                return Plan(self.file, scheduler, tuple(backends), targets, run, output, self.variables.is_set)
+                addresses = tuple(shown(table["url"]) for _, _, table in self._tables())
+                return Plan(
+                    self.file, scheduler, tuple(backends), addresses, targets, run, output, order, retry, self.variables.is_set
+                )
         raise BadFileError.of(str(self.file), *self.problems)
 
     # ---- sections

@@ -296,12 +296,8 @@ def told(summary: Mapping[str, Any]) -> str:
     """A summary in words."""
     requests, targets, output = summary["requests"], summary["targets"], summary["output"]
     distinct = "targets" if targets["distinct"] is None else f"{targets['distinct']} targets"
-    left_out = [
-        f"{targets[key]} {word}" for key, word in (("bad_lines", "bad lines"), ("duplicates", "duplicates")) if targets[key]
-    ]
-    lines = [
-        f"targets   {distinct} from {targets['from']}" + (f", without {' and '.join(left_out)}" if left_out else ""),
-    ]
+    left_out = Targets("", bad=targets["bad_lines"], duplicates=targets["duplicates"]).left_out
+    lines = [f"targets   {distinct} from {targets['from']}{left_out}"]
     if targets["not_taken"]:
         lines.append(f"          {targets['not_taken']} of them not taken")
     ends = " + ".join(f"{requests[end]} {end}" for end in ("collected", "failed", "expired", "cancelled"))

@@ -47,6 +47,13 @@ class Targets:
         if self.bad <= MOST_TOLD:
             self.told.append(f"{self.source}:{line}  {reason}")
 
+    @property
+    def left_out(self) -> str:
+        """How many lines were, as the end of a sentence; empty for none."""
+        counts = ((self.bad, "bad line"), (self.duplicates, "duplicate"))
+        words = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
+        return f", without {' and '.join(words)}" if words else ""
+
     def option(self, name: str, default: object) -> Callable[[object], Any]:
         """An option as a function of the target."""
         return lambda target: self.options.get(str(target), {}).get(name, default)
