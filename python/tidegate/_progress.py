@@ -158,7 +158,7 @@ class Line:
         try:
             self._out.write(text)
             self._out.flush()
-        except OSError:  # nobody reads it any more, or its disk is full: the run goes on
+        except (OSError, ValueError):  # nobody reads it any more, its disk is full, it was closed: the run goes on
             return
 
 

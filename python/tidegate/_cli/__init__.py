@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-import msgspec
 
 import tidegate
 
@@ -53,6 +52,8 @@ def run(file: Path, targets: str | None, output: str | None, quiet: bool, as_jso
     Ctrl-C finishes what runs and takes nothing new; a second one stops now. Exits with 0 when all was collected, with 1 when
     something failed, with 2 when FILE is wrong, and with 130 when it was interrupted.
     """
+    import msgspec
+
     from tidegate._cli.config import load
     from tidegate._cli.run import collect
 
