@@ -7,7 +7,7 @@ import base64
 import os
 import stat
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -57,7 +57,7 @@ class JsonLines:
     A line has `"target"`, `"ok"`, `"status"` (of HTTP), `"value"`, `"backend"`, `"attempts"`, `"at"` and `"scheduled_for"`;
     of a failed reply `"error": {"type": ..., "message": ...}` takes the place of `"value"`. `at` is when it was written, as
     RFC 3339 in UTC. Of an `HttpReply` the value is its body: a JSON document as that document, text as text, anything else as
-    `{"base64": ...}`; other values are encoded as `msgspec.json` does, and what it cannot encode as `{"repr": ...}`.
+    `{"base64": ...}`; other values are encoded as `msgspec.json` does, and what it cannot encode as the text of its `repr`.
 
     Only whole lines are written, in one call to the system for up to 256 KiB of them, so whoever follows the file sees whole
     lines. When the disk is full, what was written of a line is taken back. A line that a killed process left unfinished is cut
@@ -359,20 +359,16 @@ def _bytes(data: bytes | bytearray) -> object:
         return {"base64": base64.b64encode(data).decode()}
 
 
-def _represented(value: object) -> Mapping[str, str]:
-    return {"repr": _repr(value)}
-
-
 def _plain(value: object) -> object:
     """A value that can be encoded, or its representation."""
     try:
         msgspec.json.encode(value, enc_hook=_represented)
     except (TypeError, ValueError, RecursionError):
-        return {"repr": _repr(value)}
+        return _represented(value)
     return value
 
 
-def _repr(value: object) -> str:
+def _represented(value: object) -> str:
     try:
         return ascii(value)
     except Exception as error:  # noqa: BLE001 - it belongs to the user
