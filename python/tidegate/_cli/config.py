@@ -305,11 +305,10 @@ class _Reading:
                 table.name, url, quota, method=table.method, headers=headers, max_redirects=table.max_redirects, **options
             )
         except ConfigError as error:
-            key = error.option
-            is_key = key in BackendTable.__struct_fields__
-            value, message = error.value, str(error)
-            way_out = message.removeprefix(f"{key}={value!r}: ")
-            self._wrong((*at, key) if is_key else at, section, key if is_key else "", way_out if is_key else message, value)
+            if (key := error.option) in BackendTable.__struct_fields__:
+                self._wrong((*at, key), section, key, _way_out(error), error.value)
+            else:
+                self._wrong(at, section, "", str(error))
             return None
 
     def _accounts(self, at: Place, section: str, table: BackendTable) -> Sequence[Account] | None:
@@ -335,7 +334,8 @@ class _Reading:
                 self._wrong(place, section, key, "a header's name has letters, digits and hyphens")
             elif CONTROL.search(value):
                 self._wrong(place, section, key, "its value has a line break, or something else that no header may hold")
-            headers[name] = value
+            else:
+                headers[name] = value
         return headers
 
     def _fill(
@@ -356,7 +356,7 @@ class _Reading:
 
     def _check_targets(self, table: TargetsTable) -> None:
         at: Place = ("targets",)
-        if table.inline is None and table.file is None:
+        if not {"list", "file"} & self.document.get("targets", {}).keys():
             self._wrong(at, "[targets]", "", 'give what to collect: list = ["one", "two"] or file = "targets.txt"')
         elif table.inline is not None and table.file is not None:
             self._wrong((*at, "file"), "[targets]", "file", "there is a list already; leave one of them out")
@@ -381,7 +381,7 @@ class _Reading:
             try:
                 return Fair(run.weights)
             except ConfigError as error:
-                self._wrong((*at, "weights"), "[run]", "weights", str(error).partition(": ")[2])
+                self._wrong((*at, "weights"), "[run]", "weights", _way_out(error))
                 return "strict"
         return run.order
 
@@ -392,8 +392,7 @@ class _Reading:
             try:
                 return Retry(table.attempts, table.base, table.cap, table.budget)
             except ConfigError as error:
-                way_out = str(error).removeprefix(f"{error.option}={error.value!r}: ")
-                self._wrong((*at, error.option), "[run.retry]", error.option, way_out, error.value)
+                self._wrong((*at, error.option), "[run.retry]", error.option, _way_out(error), error.value)
         return Retry()
 
     # ---- telling
@@ -449,6 +448,11 @@ def format_of(table: TargetsTable) -> Literal["text", "csv", "jsonl"]:
             return "jsonl"
         case _:
             return "text"
+
+
+def _way_out(error: ConfigError) -> str:
+    """The message without its option and value, which are told as the file has them."""
+    return str(error).removeprefix(f"{error.option}={error.value!r}: ")
 
 
 def _read_word(kind: type, value: object) -> object:

@@ -53,7 +53,9 @@ class _Scan:
         *parents, last = self._key()
         path: Path = ()
         for part in parents:
-            path = self._inside((*path, part))
+            path = (*path, part)
+            self.found.setdefault(path, line)
+            path = self._inside(path)
         path = (*path, last)
         self.at += 1 + is_element
         self.found.setdefault(path, line)

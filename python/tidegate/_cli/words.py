@@ -129,11 +129,12 @@ def _quantity(value: object, units: Mapping[str, float], way_out: str) -> float:
     elif isinstance(value, str) and (found := QUANTITY.fullmatch(value)):
         word = found[2].lower()
         if word not in units:
-            near = nearest(word, units)
+            near = nearest(word, [unit for unit in units if len(unit) > 1])
             raise WordError(way_out, None if near is None else f"{found[1]}{near}")
         number, unit = float(found[1]), units[word]
     else:
-        raise WordError(way_out)
+        is_bare = isinstance(value, str) and value.strip().isdigit() and "s" in units
+        raise WordError(way_out, f"{str(value).strip()}s" if is_bare else None)
     if not 0 < number * unit < float("inf"):
         raise WordError(way_out)
     return number * unit
