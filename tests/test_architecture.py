@@ -37,6 +37,7 @@ KNOW_THE_SHELL = ("__init__", "_run", "testing", "testing.*", "backends", "backe
 MAY_IMPORT_PRIVATE = {
     "tests/test_internal.py": {"tidegate._core"},  # breaks the engine on purpose: no public call can
     "tests/test_exports.py": {"tidegate._core"},  # compares the stub with the compiled module
+    "tests/test_guides.py": {"tidegate._cli.cli", "tidegate._cli.config"},  # the same, and the keys that there are
     "tests/test_configuration.py": {"tidegate._cli.cli", "tidegate._cli.lines.lines_of"},  # a process for each would take minutes
     "bench/measure.py": {"tidegate._core"},  # refuses a debug build
     "bench/memory.py": {"tidegate._core"},  # the engine's own bytes a request
