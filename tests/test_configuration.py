@@ -139,6 +139,10 @@ def test_line_of_another_section(tmp_path, rest, told):
             '7  [targets] column: is for csv files; leave it out, or give format = "csv"',
         ),
         (
+            '[targets]\nfile = "a.txt"\noptions = ["priority"]',
+            "7  [targets] options: are columns of csv files or fields of jsonl files; leave it out",
+        ),
+        (
             '[targets]\nfile = "a.csv"\noptions = ["pirority"]',
             (
                 '7  [targets] options[0] = "pirority": give one of priority, timeout, backends, flow, interval. '

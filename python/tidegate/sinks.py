@@ -8,11 +8,11 @@ import os
 import stat
 import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import msgspec
 
@@ -30,6 +30,8 @@ Save = Literal["body", "json", "text", "status"]
 
 MOST_AT_ONCE = 256 * 1024
 """Bytes of one call to the system, unless a line is longer."""
+BINARY: int = getattr(os, "O_BINARY", 0)
+"""On Windows: line ends are left as they are."""
 BLOCK = 64 * 1024
 """Bytes that are read at once in search of the beginning of the last line."""
 
@@ -51,13 +53,21 @@ class SinkError(TidegateError, OSError):
         return str(self.args[1])
 
 
+class Now(NamedTuple):
+    """An instant, on the clock on the wall and on that of the loop."""
+
+    wall: datetime
+    loop: float
+
+
 class JsonLines:
     """A file to which each reply is appended as one line of JSON.
 
-    A line has `"target"`, `"ok"`, `"status"` (of HTTP), `"value"`, `"backend"`, `"attempts"`, `"at"` and `"scheduled_for"`;
-    of a failed reply `"error": {"type": ..., "message": ...}` takes the place of `"value"`. `at` is when it was written, as
-    RFC 3339 in UTC. Of an `HttpReply` the value is its body: a JSON document as that document, text as text, anything else as
-    `{"base64": ...}`; other values are encoded as `msgspec.json` does, and what it cannot encode as the text of its `repr`.
+    A line has `"target"`, `"ok"`, `"status"` (of HTTP), `"value"`, `"backend"`, `"attempts"`, `"at"` and `"scheduled_for"`; of a
+    failed reply `"error": {"type": ..., "message": ...}` takes the place of `"value"`. `at` is when it was written and
+    `scheduled_for` for when a collector had planned it, as RFC 3339 in UTC. Of an `HttpReply` the value is its body: a JSON
+    document as that document, text as text, anything else as `{"base64": ...}`; other values are encoded as `msgspec.json` does,
+    and what it cannot encode as the text of its `repr`.
 
     Only whole lines are written, in one call to the system for up to 256 KiB of them, so whoever follows the file sees whole
     lines. When the disk is full, what was written of a line is taken back. A line that a killed process left unfinished is cut
@@ -128,8 +138,9 @@ class JsonLines:
 
         Cancellation: they are written all the same, and waited for.
         """
-        at = datetime.now(UTC)
-        writing = asyncio.get_running_loop().run_in_executor(None, self._append, replies, at)
+        loop = asyncio.get_running_loop()
+        at = Now(datetime.now(UTC), loop.time())
+        writing = loop.run_in_executor(None, self._append, replies, at)
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -150,7 +161,7 @@ class JsonLines:
     def __repr__(self) -> str:
         return f"<JsonLines {self.path!r}>"
 
-    def _append(self, replies: Sequence[Reply], at: datetime) -> None:
+    def _append(self, replies: Sequence[Reply], at: Now) -> None:
         lines = [self._line(reply, at) for reply in replies]
         written = 0
         with self._lock:
@@ -230,7 +241,7 @@ class JsonLines:
             self._size = None
             return self.path
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | BINARY, 0o644)
         except OSError as error:
             raise SinkError(f"{self.path}: {error.strerror}", path=self.path, errno=error.errno) from None
         try:
@@ -262,7 +273,8 @@ class JsonLines:
         begin = size
         while begin > 0 and b"\n" not in tail:
             start = max(0, begin - BLOCK)
-            tail = os.pread(file, begin - start, start) + tail
+            os.lseek(file, start, os.SEEK_SET)  # what is written is appended all the same
+            tail = os.read(file, begin - start) + tail
             begin = start
         tail = tail[tail.rfind(b"\n") + 1 :]
         if not tail:
@@ -289,7 +301,7 @@ class JsonLines:
         os.close(full)
         return self._ensure_open()
 
-    def _line(self, reply: Reply, at: datetime) -> bytes:
+    def _line(self, reply: Reply, at: Now) -> bytes:
         """A reply as JSON, with its end of line."""
         line: dict[str, Any] = {"target": reply.target, "ok": reply.ok}
         if reply.ok:
@@ -307,8 +319,9 @@ class JsonLines:
             line["error"] = {"type": type(reply.error).__name__, "message": str(reply.error)}
         line["backend"] = reply.backend
         line["attempts"] = reply.attempts
-        line["at"] = at
-        line["scheduled_for"] = getattr(reply, "scheduled_for", None)
+        line["at"] = at.wall
+        planned = getattr(reply, "scheduled_for", None)
+        line["scheduled_for"] = None if planned is None else at.wall - timedelta(seconds=at.loop - planned)
         try:
             return msgspec.json.encode(line, enc_hook=_represented) + b"\n"
         except (TypeError, ValueError, RecursionError):  # a half of a surrogate pair, a key that is none, itself inside

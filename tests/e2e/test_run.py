@@ -363,6 +363,23 @@ def test_targets_from_a_pipe_are_collected_as_they_come(configure, server, tmp_p
     assert {row["target"] for row in lines(tmp_path / "out.jsonl")} == {"first", "second", "third"}
 
 
+def test_bad_line_of_a_pipe_ends_a_strict_run(configure, tmp_path):
+    file = configure(rest=OUTPUT, targets='[targets]\nfile = "-"\nformat = "jsonl"\nstrict = true')
+    run = start("run", file, "--json", stdin=subprocess.PIPE)
+    output, errors = run.communicate('"first"\n[3]\n"third"\n', timeout=30)
+    assert run.returncode == 1
+    adds_up(output, targets=None, written=1)
+    assert "tidegate: stopped: standard input: line 2 its 'target' is no text" in errors
+
+
+def test_most_urgent_target_goes_first_wherever_it_stands(configure, tmp_path, server):
+    targets = '[targets]\nfile = "ids.csv"\noptions = ["priority"]'
+    file = configure(backend='quota = "100/s leaky"\nconcurrency = 1', rest=OUTPUT, targets=targets)
+    (tmp_path / "ids.csv").write_text("target,priority\n" + "".join(f"{number},{200 - number}\n" for number in range(150)))
+    finish(start("run", file), code=0)
+    assert server.asked == [str(number) for number in reversed(range(150))]
+
+
 def test_interrupt_ends_waiting_for_a_pipe(configure, server, tmp_path):
     run = start("run", configure(rest=OUTPUT), "--targets", "-", "--json", stdin=subprocess.PIPE)
     assert run.stdin is not None

@@ -366,6 +366,11 @@ class _Reading:
             if getattr(table, key) is not None and table.file is not None and format_of(table) != needed:
                 self._wrong((*at, key), "[targets]", key, f'is for {needed} files; leave it out, or give format = "{needed}"')
 
+        if table.options and (table.file is None or format_of(table) == "text"):
+            self._wrong(
+                (*at, "options"), "[targets]", "options", "are columns of csv files or fields of jsonl files; leave it out"
+            )
+
     def _order(self, run: RunTable) -> Order:
         at: Place = ("run",)
         for key, order in (("step", "aging"), ("weights", "fair")):

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, TextIO
 
@@ -26,6 +26,8 @@ from tidegate.sinks import JsonLines, SinkError
 
 logger = logging.getLogger("tidegate")
 
+MOST_AHEAD = 1_000_000
+"""Targets that are accepted and have not come back."""
 MOST_UNWRITTEN = 1000
 """Replies that wait to be written; then no more are taken."""
 
@@ -145,14 +147,22 @@ class Run:
             out.write(f"tidegate: {self.problem}\n")
         out.flush()
         if as_json:
-            sys.stdout.write(f"{msgspec.json.encode(summary).decode()}\n")
+            with suppress(BrokenPipeError):  # nobody wants to know
+                sys.stdout.write(f"{msgspec.json.encode(summary).decode()}\n")
+                sys.stdout.flush()
         return interrupt.CODE if self.interrupted else 1 if self.problem or self.failures or self.expired else 0
 
     async def _collect(self, say: Callable[[str], object]) -> None:
-        async with Writer(self) as writer, self.scheduler.map(self._source(), **self._options()) as replies:
-            async for reply in replies:
-                if self._take(reply):
-                    await writer.put(reply)
+        # With options of their own the last one may be the most urgent: all are accepted before any goes.
+        ahead = min(self._total, MOST_AHEAD) if self._total is not None and self.plan.targets.options else None
+        async with Writer(self) as writer:
+            try:
+                async with self.scheduler.map(self._source(), ahead=ahead, **self._options()) as replies:
+                    async for reply in replies:
+                        if self._take(reply):
+                            await writer.put(reply)
+            except (LineError, OSError) as error:  # of standard input
+                self.problem = f"stopped: {self.source.source}: {error}"
         for text in self.source.told if self.targets is None else ():
             say(text)
 

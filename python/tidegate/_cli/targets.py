@@ -120,6 +120,8 @@ async def read_as_they_come(table: TargetsTable, targets: Targets, known: Sequen
         line, target, options = item
         if isinstance(target, LineError):
             targets.leave_out(line, str(target))
+            if table.strict:
+                raise LineError(f"line {line} {target}")
             continue
         if options:
             targets.options[target] = options
