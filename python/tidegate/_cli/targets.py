@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from tidegate._cli.words import Seconds, Urgency, WordError
 MOST_TOLD = 5
 """Bad lines that are told one by one."""
 CHUNK = 64 * 1024
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class LineError(ValueError):
@@ -151,7 +153,7 @@ def _text(lines: Iterator[bytes]) -> Iterator[tuple[int, str | LineError, Mappin
     for number, line in enumerate(lines, 1):
         try:
             target = _decoded(line).strip()
-            if any(character < " " or character == "\x7f" for character in target.replace("\t", " ")):
+            if CONTROL.search(target):
                 raise LineError("has a control character")
         except LineError as error:
             yield number, error, {}
