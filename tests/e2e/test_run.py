@@ -168,6 +168,17 @@ def test_output_is_appended_to(configure, tmp_path):
     assert [row["target"] for row in lines(tmp_path / "out.jsonl")].count("one") == 2
 
 
+def test_options_name_files_from_here(configure, tmp_path):
+    file = configure(rest=OUTPUT)
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    (here / "ids.txt").write_text("seven\n")
+    finish(start("run", file, "--targets", "ids.txt", "--output", "here.jsonl", cwd=here), code=0)
+    assert [row["target"] for row in lines(here / "here.jsonl")] == ["seven"]
+    _, errors = finish(start("run", file, "--json", "--output", "-"), code=2)
+    assert "--json prints on standard output, where the replies go" in errors
+
+
 def test_interrupt_finishes_what_runs(configure, server, tmp_path):
     file = configure(path="slow", backend='quota = "20/s"', rest=OUTPUT, targets=many(300))
     run = start("run", file, "--json")
@@ -351,7 +362,7 @@ def test_server_dies_for_good(configure, server, tmp_path):
 
 
 def test_targets_from_a_pipe_are_collected_as_they_come(configure, server, tmp_path):
-    file = configure(rest=OUTPUT)
+    file = configure(rest=OUTPUT, targets="# none here")
     run = start("run", file, "--targets", "-", "--json", stdin=subprocess.PIPE)
     assert run.stdin is not None
     run.stdin.write("first\n# a comment\n\nsecond\n")

@@ -6,7 +6,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Coroutine
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -52,19 +51,13 @@ def run(file: Path, targets: str | None, output: str | None, quiet: bool, as_jso
     Ctrl-C finishes what runs and takes nothing new; a second one stops now. Exits with 0 when all was collected, with 1 when
     something failed, with 2 when FILE is wrong, and with 130 when it was interrupted.
     """
-    import msgspec
-
     from tidegate._cli.config import load
     from tidegate._cli.run import collect
 
-    plan = load(file, os.environ, complete=True)
-    here = Path.cwd()
-    if targets is not None:
-        path = targets if targets == "-" else str(here / targets)
-        plan = replace(plan, targets=msgspec.structs.replace(plan.targets, inline=None, file=path))
-    if output is not None:
-        path = output if output == "-" else str(here / output)
-        plan = replace(plan, output=msgspec.structs.replace(plan.output, file=path))
+    def from_here(name: str | None) -> str | None:
+        return name if name in {None, "-"} else str(Path.cwd() / name)
+
+    plan = load(file, os.environ, complete=True, targets=from_here(targets), output=from_here(output))
     if as_json and plan.output.file == "-":
         raise click.UsageError("--json prints on standard output, where the replies go: give --output FILE")
     sys.exit(_run(collect(plan, quiet=quiet, as_json=as_json)))

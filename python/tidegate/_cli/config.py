@@ -148,13 +148,17 @@ class Account:
         self.headers = headers
 
 
-def load(file: Path, environ: Mapping[str, str], *, complete: bool) -> Plan:
+def load(
+    file: Path, environ: Mapping[str, str], *, complete: bool, targets: str | None = None, output: str | None = None
+) -> Plan:
     """Read a configuration.
 
     Args:
         file: Where it stands.
         environ: The environment's variables.
         complete: All that it refers to must be there: variables, and aiohttp. Without them nothing can be sent.
+        targets: A file to take the targets from instead.
+        output: A file to write the replies to instead.
 
     Raises:
         BadFileError: It cannot be used; all that is wrong is told.
@@ -172,7 +176,7 @@ def load(file: Path, environ: Mapping[str, str], *, complete: bool) -> Plan:
         raise BadFileError.of(str(file), Problem(line, "", "", "is not UTF-8")) from None
     except tomllib.TOMLDecodeError as error:
         raise BadFileError.of(str(file), _of_toml(error, text)) from None
-    return _Reading(file, document, lines_of(text), environ, complete=complete).plan()
+    return _Reading(file, document, lines_of(text), environ, complete, targets, output).plan()
 
 
 def _of_toml(error: tomllib.TOMLDecodeError, text: str) -> Problem:
@@ -193,6 +197,8 @@ class _Reading:
     lines: Mapping[Place, int]
     environ: Mapping[str, str]
     complete: bool
+    targets: str | None
+    output: str | None
     problems: list[Problem] = field(default_factory=list)
     variables: Variables = field(init=False)
 
@@ -206,8 +212,12 @@ class _Reading:
         targets = self._table(TargetsTable, "targets")
         run = self._table(RunTable, "run")
         output = self._table(OutputTable, "output") or OutputTable()
-        if targets is not None:
+        if targets is not None and self.targets is not None:
+            targets = msgspec.structs.replace(targets, inline=None, file=self.targets)
+        elif targets is not None:
             self._check_targets(targets)
+        if self.output is not None:
+            output = msgspec.structs.replace(output, file=self.output)
         order, retry = (self._order(run), self._retry(run)) if run is not None else (None, None)
         if self.complete and find_spec("aiohttp") is None:
             self._wrong((), "", "", "aiohttp, which sends over HTTP, is not installed: pip install 'aiohttp>=3.12'")

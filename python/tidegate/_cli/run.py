@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, TextIO
@@ -18,9 +18,9 @@ from tidegate import DeadlineExceededError, RateLimitScheduler, Reply, RequestCa
 from tidegate._cli import interrupt
 from tidegate._cli.config import Plan
 from tidegate._cli.problems import BadFileError, Problem
+from tidegate._cli.summary import sum_up, told
 from tidegate._cli.targets import LineError, Targets, read_all, read_as_they_come
 from tidegate._progress import Line, Meter, is_off
-from tidegate._snapshot import Snapshot
 from tidegate.backends.http import HttpStatusError
 from tidegate.sinks import JsonLines, SinkError
 
@@ -116,7 +116,7 @@ class Run:
         """
         loop = asyncio.get_running_loop()
         async with self.scheduler:
-            meter = Meter(self.scheduler, lambda: self.done, self._total, loop.time)
+            meter = Meter(self.scheduler, lambda: self.done, self.total, loop.time)
             line = Line(out, meter.line)
             say = _say_nothing if quiet else line.say
             with ExitStack() as stack:
@@ -140,7 +140,7 @@ class Run:
                     self.seconds = loop.time() - started_at
                     stack.callback(_end, heard)
             snapshot = self.scheduler.snapshot()
-        summary = self.summary(snapshot)
+        summary = sum_up(self, snapshot)
         if not quiet:
             out.write(told(summary))
         if self.problem is not None:
@@ -154,7 +154,7 @@ class Run:
 
     async def _collect(self, say: Callable[[str], object]) -> None:
         # With options of their own the last one may be the most urgent: all are accepted before any goes.
-        ahead = min(self._total, MOST_AHEAD) if self._total is not None and self.plan.targets.options else None
+        ahead = min(self.total, MOST_AHEAD) if self.total is not None and self.plan.targets.options else None
         async with Writer(self) as writer:
             try:
                 async with self.scheduler.map(self._source(), ahead=ahead, **self._options()) as replies:
@@ -172,7 +172,8 @@ class Run:
         return read_as_they_come(self.plan.targets, self.source, [backend.name for backend in self.plan.backends])
 
     @property
-    def _total(self) -> int | None:
+    def total(self) -> int | None:
+        """How many targets there are, if that is known."""
         return None if self.targets is None else len(self.targets)
 
     def _options(self) -> dict[str, Any]:
@@ -196,47 +197,6 @@ class Run:
         else:
             self.failures[_reason(reply)] += 1
         return True
-
-    def summary(self, snapshot: Snapshot) -> dict[str, Any]:
-        """How it went, in numbers."""
-        ledger = self.scheduler.ledger()
-        total = self._total
-        return {
-            "targets": {
-                "from": self.source.source,
-                "distinct": total,
-                "duplicates": self.source.duplicates,
-                "bad_lines": self.source.bad,
-                "not_taken": None if total is None else total - ledger.accepted,
-            },
-            "requests": {
-                "accepted": ledger.accepted,
-                "collected": self.collected.total(),
-                "failed": self.failures.total(),
-                "expired": self.expired,
-                "cancelled": ledger.accepted - self.done,
-            },
-            "failures": dict(self.failures.most_common()),
-            "output": {
-                "file": self.plan.output.file if self.plan.output.file == "-" else str(self.sink.path),
-                "written": self.written,
-                "not_written": self.unwritten,
-            },
-            "backends": {
-                name: {
-                    "collected": self.collected[name],
-                    "sent": state.sent,
-                    "rejected": state.rejected,
-                    "utilisation": state.utilisation,
-                }
-                for name, state in snapshot.backends.items()
-            },
-            "waits": {cause: round(seconds, 6) for cause, seconds in self.waits.items()},
-            "seconds": round(self.seconds, 3),
-            "ledger": {**msgspec.to_builtins(ledger), "pending": ledger.pending, "balanced": ledger.balanced},
-            "interrupted": self.interrupted,
-            "problem": self.problem,
-        }
 
 
 class Writer:
@@ -300,42 +260,6 @@ class Writer:
                 self._closing = asyncio.get_running_loop().create_task(run.scheduler.close())
                 return
             run.written += len(batch)
-
-
-def told(summary: Mapping[str, Any]) -> str:
-    """A summary in words."""
-    requests, targets, output = summary["requests"], summary["targets"], summary["output"]
-    distinct = "targets" if targets["distinct"] is None else f"{targets['distinct']} targets"
-    left_out = Targets("", bad=targets["bad_lines"], duplicates=targets["duplicates"]).left_out
-    lines = [f"targets   {distinct} from {targets['from']}{left_out}"]
-    if targets["not_taken"]:
-        lines.append(f"          {targets['not_taken']} of them not taken")
-    ends = " + ".join(f"{requests[end]} {end}" for end in ("collected", "failed", "expired", "cancelled"))
-    lines.append(f"requests  {requests['accepted']} accepted = {ends}")
-    if summary["failures"]:
-        lines.append(f"failed    {', '.join(f'{count} {reason}' for reason, count in summary['failures'].items())}")
-    not_written = f", {output['not_written']} not written" if output["not_written"] else ""
-    lines.append(
-        f"output    {output['written']} lines in {'standard output' if output['file'] == '-' else output['file']}{not_written}"
-    )
-    lines.append("")
-    width = max([len("backend"), *map(len, summary["backends"])])
-    lines.append(f"{'backend':{width}}  collected      sent  rejected  used of what was possible")
-    for name, row in summary["backends"].items():
-        used = "-" if row["utilisation"] is None else f"{row['utilisation']:.1%}"
-        lines.append(f"{name:{width}}  {row['collected']:9}  {row['sent']:8}  {row['rejected']:8}  {used}")
-    total = sum(summary["waits"].values()) or 1
-    causes = sorted(summary["waits"].items(), key=lambda item: -item[1])
-    shares = ", ".join(f"{cause} {seconds / total:.1%}" for cause, seconds in causes if seconds)
-    ledger = summary["ledger"]
-    lines += [
-        "",
-        f"time      {summary['seconds']:.1f} s" + (f"; of the requests' time: {shares}" if shares else ""),
-        f"ledger    {ledger['accepted']} accepted = "
-        + " + ".join(f"{ledger[end]} {end}" for end in ("delivered", "dead", "expired", "cancelled", "pending"))
-        + ("" if ledger["balanced"] else ": DOES NOT BALANCE"),
-    ]
-    return "\n".join(["", *lines, ""])
 
 
 def _reason(reply: Reply) -> str:
