@@ -275,6 +275,16 @@ def test_round_takes_as_long_as_the_limits_of_all_backends_say(tmp_path):
     assert "round     has no limit but the concurrency and the servers' speed" in check(text, tmp_path, code=0)
 
 
+def test_targets_that_lead_nowhere_are_left_out(tmp_path):
+    text = BACKEND.replace("https://api.example/items/{target}", "{target}") + '[targets]\nfile = "urls.txt"\n'
+    (tmp_path / "urls.txt").write_text("https://a.example/1\nhello\nftp://b.example/\nhttps://\nhttp://b.example\n")
+    told = check(text, tmp_path, code=0)
+    assert told.splitlines()[:3] == [
+        f"urls.txt:{line}  target of {size} characters is not an http(s) URL" for line, size in ((2, 5), (3, 16), (4, 8))
+    ]
+    assert "2 from urls.txt, without 3 bad lines" in told
+
+
 # ---- where things stand
 
 KEYS = st.sampled_from(["a", "b-c", "d_1", '"e f"', "'g.h'", '"[i]"', '"j\\"#"'])

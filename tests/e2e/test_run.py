@@ -180,13 +180,13 @@ def test_options_name_files_from_here(configure, tmp_path):
 
 
 def test_interrupt_finishes_what_runs(configure, server, tmp_path):
-    file = configure(path="slow", backend='quota = "20/s"', rest=OUTPUT, targets=many(300))
+    file = configure(path="slow", backend='quota = "60/s"', rest=OUTPUT, targets=many(500))
     run = start("run", file, "--json")
     until_asked(server, 30, run)
     os.killpg(run.pid, signal.SIGINT)
     output, errors = finish(run, code=130)
     rows = lines(tmp_path / "out.jsonl")
-    summary = adds_up(output, targets=300, written=len(rows))
+    summary = adds_up(output, targets=500, written=len(rows))
     assert "Ctrl-C again stops now" in errors
     assert summary["interrupted"]
     assert summary["requests"]["cancelled"] > 0
@@ -195,7 +195,7 @@ def test_interrupt_finishes_what_runs(configure, server, tmp_path):
 
 
 def test_second_interrupt_stops_now(configure, server, tmp_path):
-    file = configure(path="slow", backend='quota = "20/s"', rest=OUTPUT, targets=many(300))
+    file = configure(path="slow", backend='quota = "60/s"', rest=OUTPUT, targets=many(500))
     run = start("run", file, "--json")
     until_asked(server, 30, run)
     for _ in range(2):
@@ -203,7 +203,7 @@ def test_second_interrupt_stops_now(configure, server, tmp_path):
         time.sleep(0.1)
     output, _ = finish(run, code=130, timeout=5)
     rows = lines(tmp_path / "out.jsonl")
-    adds_up(output, targets=300, written=len(rows))
+    adds_up(output, targets=500, written=len(rows))
     assert len(rows) < len(server.asked)
 
 
@@ -216,13 +216,13 @@ def test_interrupt_while_it_starts_is_an_interrupt_too(configure):
 
 
 def test_termination_is_as_an_interrupt(configure, server, tmp_path):
-    file = configure(path="slow", backend='quota = "20/s"', rest=OUTPUT, targets=many(300))
+    file = configure(path="slow", backend='quota = "60/s"', rest=OUTPUT, targets=many(500))
     run = start("run", file, "--json")
     until_asked(server, 30, run)
     run.terminate()
     output, _ = finish(run, code=130)
     rows = lines(tmp_path / "out.jsonl")
-    adds_up(output, targets=300, written=len(rows))
+    adds_up(output, targets=500, written=len(rows))
     assert sorted(row["target"] for row in rows) == sorted(server.asked)
 
 

@@ -47,7 +47,7 @@ def span(seconds: float) -> str:
 
 def _table(plan: Plan) -> Iterator[str]:
     rows = [("backend", "allows", "at once", "accounts", "usable", "address")]
-    for backend, address in zip(plan.backends, plan.addresses, strict=True):
+    for backend, address in zip(plan.backends, plan.shown, strict=True):
         usable = _usable(backend)
         rows.append((
             backend.name,

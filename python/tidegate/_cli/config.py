@@ -119,14 +119,16 @@ class Plan:
         file: Where it stands; relative paths in it are relative to its folder.
         scheduler: New, with all backends.
         backends: They, in order of declaration.
-        addresses: Of them, as they are written, without what may be secret.
+        addresses: Of them, where targets lead.
+        shown: The same as it is written, without what may be secret.
         variables: Those that it refers to, and whether they are set.
     """
 
     file: Path
     scheduler: RateLimitScheduler
     backends: tuple[Backend, ...]
-    addresses: tuple[str, ...]
+    addresses: tuple[Address, ...]
+    shown: tuple[str, ...]
     targets: TargetsTable
     run: RunTable
     output: OutputTable
@@ -200,6 +202,7 @@ class _Reading:
     targets: str | None
     output: str | None
     problems: list[Problem] = field(default_factory=list)
+    addresses: list[Address] = field(default_factory=list)
     variables: Variables = field(init=False)
 
     def __post_init__(self) -> None:
@@ -229,9 +232,19 @@ class _Reading:
             except ConfigError as error:  # between backends, such as a group with two quotas
                 self._wrong(("backend",), "[[backend]]", "", str(error))
             else:
-                addresses = tuple(shown(table["url"]) for _, _, table in self._tables())
+                texts = tuple(shown(table["url"]) for _, _, table in self._tables())
                 return Plan(
-                    self.file, scheduler, tuple(backends), addresses, targets, run, output, order, retry, self.variables.is_set
+                    self.file,
+                    scheduler,
+                    tuple(backends),
+                    tuple(self.addresses),
+                    texts,
+                    targets,
+                    run,
+                    output,
+                    order,
+                    retry,
+                    self.variables.is_set,
                 )
         raise BadFileError.of(str(self.file), *self.problems)
 
@@ -300,7 +313,7 @@ class _Reading:
             url = "https://unset.invalid/{target}"
         accounts = self._accounts(at, section, table)
         try:
-            Address(url)
+            self.addresses.append(Address(url))
             options: dict[str, Any] = {
                 "accounts": accounts,
                 "timeout": float(table.timeout),

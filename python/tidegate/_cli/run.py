@@ -63,11 +63,10 @@ def targets_of(plan: Plan) -> tuple[list[str] | None, Targets]:
         BadFileError: The file cannot be used.
     """
     path = plan.beside(plan.targets.file or "")
-    names = [backend.name for backend in plan.backends]
     if path == "-" and plan.run.interval is None:
         return None, Targets("standard input")
     try:
-        targets, source = read_all(plan.targets, path, names)
+        targets, source = read_all(plan, path)
     except OSError as error:
         raise BadFileError.of(path, Problem(1, "", "", f"cannot be read: {error.strerror}")) from None
     except LineError as error:
@@ -169,7 +168,7 @@ class Run:
     def _source(self) -> Sequence[str] | AsyncIterable[str]:
         if self.targets is not None:
             return self.targets
-        return read_as_they_come(self.plan.targets, self.source, [backend.name for backend in self.plan.backends])
+        return read_as_they_come(self.plan, self.source)
 
     @property
     def total(self) -> int | None:

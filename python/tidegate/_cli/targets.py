@@ -9,12 +9,15 @@ import os
 import re
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
-from tidegate._cli.config import TargetsTable, format_of
+from tidegate._cli.config import Plan, format_of
 from tidegate._cli.words import Seconds, Urgency, WordError
+from tidegate.backends._address import AddressError
 
 MOST_TOLD = 5
 """Bad lines that are told one by one."""
@@ -61,31 +64,31 @@ class Targets:
         return lambda target: self.options.get(str(target), {}).get(name, default)
 
 
-Parse = Callable[[Iterator[bytes]], Iterator[tuple[int, str | LineError, Mapping[str, Any]]]]
-"""Lines as bytes -> for each target: its line, itself or why it is none, and its own options."""
+Item = tuple[int, str | LineError, Mapping[str, Any]]
+"""Of a target: its line, itself or why it is none, and its own options."""
+Parse = Callable[[Iterable[bytes]], Iterator[Item]]
+"""Lines as bytes -> what there is in them."""
 
 
-def read_all(table: TargetsTable, path: str, known: Sequence[str]) -> tuple[list[str], Targets]:
+def read_all(plan: Plan, path: str) -> tuple[list[str], Targets]:
     """All targets, each once.
 
     Args:
-        table: Of the configuration.
-        path: Of its file, if it has one; `-` for standard input.
-        known: The names of the backends.
+        plan: Which says where they are.
+        path: Of their file, if they are in one; `-` for standard input.
 
     Raises:
         OSError: The file cannot be read.
         LineError: It has no header, or not the column that is wanted.
     """
-    if table.inline is not None:
-        targets = Targets("[targets] list")
-        unique = list(dict.fromkeys(str(target) for target in table.inline))
-        targets.duplicates = len(table.inline) - len(unique)
-        return unique, targets
-    targets = Targets("standard input" if path == "-" else path)
+    targets = Targets("[targets] list" if plan.targets.inline is not None else "standard input" if path == "-" else path)
     found: dict[str, None] = {}
-    with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
-        for line, target, options in _parser(table, known)(iter(file)):
+    with ExitStack() as stack:
+        if plan.targets.inline is not None:
+            items: Iterator[Item] = ((place, str(target), {}) for place, target in enumerate(plan.targets.inline, 1))
+        else:
+            items = _parser(plan)(stack.enter_context(open(0 if path == "-" else path, "rb", closefd=path != "-")))
+        for line, target, options in _reachable(items, plan):
             if isinstance(target, LineError):
                 targets.leave_out(line, str(target))
             elif target in found:
@@ -97,18 +100,18 @@ def read_all(table: TargetsTable, path: str, known: Sequence[str]) -> tuple[list
     return list(found), targets
 
 
-async def read_as_they_come(table: TargetsTable, targets: Targets, known: Sequence[str]) -> AsyncIterator[str]:
+async def read_as_they_come(plan: Plan, targets: Targets) -> AsyncIterator[str]:
     """The targets of standard input, which may go on for as long as it likes; one that comes again is collected again."""
     loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[tuple[int, str | LineError, Mapping[str, Any]] | BaseException | None] = asyncio.Queue(1000)
+    arrived: asyncio.Queue[Item | BaseException | None] = asyncio.Queue(1000)
 
-    def hand_over(item: tuple[int, str | LineError, Mapping[str, Any]] | BaseException | None) -> None:
+    def hand_over(item: Item | BaseException | None) -> None:
         asyncio.run_coroutine_threadsafe(arrived.put(item), loop).result()
 
     def read() -> None:
         end: BaseException | None = None
         try:
-            for item in _parser(table, known)(_lines_of(sys.stdin.fileno())):
+            for item in _reachable(_parser(plan)(_lines_of(sys.stdin.fileno())), plan):
                 hand_over(item)
         except (OSError, LineError) as error:
             end = error
@@ -122,7 +125,7 @@ async def read_as_they_come(table: TargetsTable, targets: Targets, known: Sequen
         line, target, options = item
         if isinstance(target, LineError):
             targets.leave_out(line, str(target))
-            if table.strict:
+            if plan.targets.strict:
                 raise LineError(f"line {line} {target}")
             continue
         if options:
@@ -140,7 +143,25 @@ def _lines_of(file: int) -> Iterator[bytes]:
         yield rest
 
 
-def _parser(table: TargetsTable, known: Sequence[str]) -> Parse:
+def _reachable(items: Iterator[Item], plan: Plan) -> Iterator[Item]:
+    """Leave out what leads nowhere: where targets are URLs themselves, what is none."""
+    addresses = [address for address in plan.addresses if not address.template or address.whole]
+    if not addresses or find_spec("yarl") is None:
+        yield from items
+        return
+    for line, target, options in items:
+        try:
+            if not isinstance(target, LineError):
+                for address in addresses:
+                    address.of(target)
+        except AddressError as error:
+            yield line, LineError(str(error)), options
+        else:
+            yield line, target, options
+
+
+def _parser(plan: Plan) -> Parse:
+    table, known = plan.targets, [backend.name for backend in plan.backends]
     form = format_of(table)
     if form == "text":
         return _text
@@ -148,7 +169,7 @@ def _parser(table: TargetsTable, known: Sequence[str]) -> Parse:
     return _Csv(table.column, options) if form == "csv" else _JsonLines(table.field or "target", options)
 
 
-def _text(lines: Iterator[bytes]) -> Iterator[tuple[int, str | LineError, Mapping[str, Any]]]:
+def _text(lines: Iterable[bytes]) -> Iterator[Item]:
     """One target a line; blank lines and those that begin with `#` are none."""
     for number, line in enumerate(lines, 1):
         try:
@@ -209,7 +230,7 @@ class _Csv:
     column: str | None
     options: _Options
 
-    def __call__(self, lines: Iterator[bytes]) -> Iterator[tuple[int, str | LineError, Mapping[str, Any]]]:
+    def __call__(self, lines: Iterable[bytes]) -> Iterator[Item]:
         broken: list[int] = []  # a line that is not UTF-8 is read, and its row then left out
 
         def decoded() -> Iterator[str]:
@@ -258,7 +279,7 @@ class _JsonLines:
     field: str
     options: _Options
 
-    def __call__(self, lines: Iterator[bytes]) -> Iterator[tuple[int, str | LineError, Mapping[str, Any]]]:
+    def __call__(self, lines: Iterable[bytes]) -> Iterator[Item]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
