@@ -9,6 +9,7 @@ You say what each backend allows and what to collect::
 
 from tidegate._backend import Backend
 from tidegate._bound import bound
+from tidegate._collector import CollectorStatistics, ContinuousCollector, Distribution, Sink
 from tidegate._core import Reply, Request, Ticket
 from tidegate._core import version as __version__
 from tidegate._errors import (
@@ -26,6 +27,7 @@ from tidegate._errors import (
     SchedulerClosedError,
     TidegateError,
 )
+from tidegate._feasibility import Feasibility
 from tidegate._lease import Lease
 from tidegate._limiter import Limiter
 from tidegate._options import Priority, Retry
@@ -45,11 +47,15 @@ __all__ = [
     "BackendRateLimitedError",
     "BackendRejectedError",
     "BackendUnavailableError",
+    "CollectorStatistics",
     "ConfigError",
+    "ContinuousCollector",
     "CostExceedsBurstError",
     "DeadlineExceededError",
+    "Distribution",
     "Event",
     "Fair",
+    "Feasibility",
     "InternalError",
     "Lease",
     "Ledger",
@@ -68,6 +74,7 @@ __all__ = [
     "RequestQueue",
     "Retry",
     "SchedulerClosedError",
+    "Sink",
     "Snapshot",
     "Ticket",
     "TidegateError",

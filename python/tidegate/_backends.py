@@ -180,6 +180,22 @@ class Backends:
             states[name] = BackendState(state, until, in_flight, strays, sent, rejected, share, tuple(rows))
         return states
 
+    def supplies(self) -> "tuple[list[tuple[tuple[str, ...], BackendQuota, int]], dict[str, int]]":
+        """Each quota, with the backends that spend it and how many accounts have it; and by name, the place of its quota."""
+        supplies: list[tuple[tuple[str, ...], BackendQuota, int]] = []
+        places: dict[str, int] = {}
+        groups: dict[str, int] = {}
+        for entry in self._here():
+            name, group = entry.backend.name, entry.quota.group
+            place = len(supplies) if group is None else groups.setdefault(group, len(supplies))
+            if place < len(supplies):
+                names, quota, accounts = supplies[place]
+                supplies[place] = (*names, name), quota, accounts
+            else:
+                supplies.append(((name,), entry.quota, len(entry.backend.accounts or [None])))
+            places[name] = place
+        return supplies, places
+
     def __iter__(self) -> Iterator[str]:
         """The names of those that were not removed."""
         return (entry.backend.name for entry in self._here())

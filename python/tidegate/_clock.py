@@ -69,20 +69,40 @@ class ManualClock(_core.ManualClock):
         return Settling(self)
 
     async def run_until_idle(self) -> None:
-        """Move from one instant at which something happens to the next, until nothing is pending and nobody sleeps."""
+        """Move from one instant at which something happens to the next, until nothing is pending and nobody sleeps.
+
+        What a collector has planned for later is not waited for: see `run_for`.
+        """
         while True:
             await self._settle()
-            while self._sleepers and self._sleepers[0][2].done():  # cancelled: nobody waits for that instant
-                heapq.heappop(self._sleepers)
-            if not self._sleepers and all(scheduler.core.is_idle() for scheduler in self._driven):
+            sleeper = self._next_sleeper()
+            if sleeper is None and all(scheduler.core.is_idle() for scheduler in self._driven):
                 return
-            wakes = [wake for scheduler in self._driven if (wake := scheduler.core.next_wake_ns()) is not None]
-            if self._sleepers:
-                wakes.append(self._sleepers[0][0])
-            if not wakes:
+            wakes = [sleeper, *(scheduler.core.next_wake_ns() for scheduler in self._driven)]
+            wake = min((wake for wake in wakes if wake is not None), default=None)
+            if wake is None:
                 return
-            self._move_to(min(wakes))
+            self._move_to(wake)
             self._fire()
+
+    async def run_for(self, seconds: float) -> None:
+        """Move on by `seconds`, from one instant at which something happens to the next; polls of a collector count too.
+
+        Raises:
+            ConfigError: `seconds` is not above 0.
+        """
+        end = self.time_ns() + _nanos(seconds_of("seconds", seconds))
+        while True:
+            await self._settle()
+            wakes = [self._next_sleeper(), *(scheduler.core.next_turn_ns() for scheduler in self._driven)]
+            wake = min((wake for wake in wakes if wake is not None), default=end)
+            if wake >= end:
+                break
+            self._move_to(wake)
+            self._fire()
+        self._move_to(end)
+        self._fire()
+        await self._settle()
 
     def alarm(self, seconds: float) -> asyncio.Future[None]:
         """A future that is done once the clock has moved on by `seconds`. Cancelled, it holds time up no more."""
@@ -98,6 +118,12 @@ class ManualClock(_core.ManualClock):
         """Drive it no more; it does this itself when it is closed."""
         if scheduler in self._driven:
             self._driven.remove(scheduler)
+
+    def _next_sleeper(self) -> int | None:
+        """When somebody wakes; None when nobody sleeps."""
+        while self._sleepers and self._sleepers[0][2].done():  # cancelled: nobody waits for that instant
+            heapq.heappop(self._sleepers)
+        return self._sleepers[0][0] if self._sleepers else None
 
     def _fire(self) -> None:
         now = self.time_ns()

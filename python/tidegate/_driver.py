@@ -31,6 +31,13 @@ class Source(Protocol):
         """Take no more of them."""
 
 
+class Plan(Protocol):
+    """What begins something by itself when it falls due."""
+
+    def turn(self) -> None:
+        """Begin what is due, and have the core's alarm say when the next is."""
+
+
 Listener = Callable[[Event | None], None]
 
 
@@ -54,6 +61,8 @@ class Driver:
         self._idle: list[asyncio.Future[bool]] = []
         self._listeners: list[Listener] = []
         self._sources: WeakSet[Source] = WeakSet()
+        self._plans: WeakSet[Plan] = WeakSet()
+        self._has_planned = False
         self._stopped = False
         core.open(self._pump_soon, self._pump_soon_threadsafe, clock.time() if clock else self.loop.time())
         if clock is not None:
@@ -64,6 +73,10 @@ class Driver:
         if self._stopped:
             self.core.pump(False)  # threads that came too late are told
             return
+        if self._has_planned:
+            self.core.forget_alarm()  # those that are left set it anew
+            for plan in list(self._plans):
+                plan.turn()
         interrupt, wake, dismiss, hire, wait, idle, events = self.core.pump(self._timer is not None)
         if interrupt:
             self._workers.interrupt(interrupt)
@@ -164,6 +177,11 @@ class Driver:
     def feed_from(self, source: Source) -> None:
         """Have a source end when nothing is accepted any more."""
         self._sources.add(source)
+
+    def plan(self, plan: Plan) -> None:
+        """Have a plan turned whenever something of it may have fallen due."""
+        self._plans.add(plan)
+        self._has_planned = True
 
     def stop_accepting(self) -> None:
         """Accept nothing more: those in line hear of it, and sources end."""

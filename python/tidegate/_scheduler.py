@@ -314,7 +314,7 @@ class RateLimitScheduler:
             _targets(targets)
         total = len(targets) if isinstance(targets, Sized) else None
         if ahead is None:
-            ahead = max(LEAST_AHEAD, 2 * sum(cap or UNCAPPED for cap in self._backends.caps))
+            ahead = self._usual_ahead()
         core, override = self._core, self._override()
         if not self._are_particular(options):
             terms = self._terms_of(options)
@@ -506,6 +506,10 @@ class RateLimitScheduler:
             msg = "the scheduler is closed and accepts no more requests"
             raise SchedulerClosedError(msg)
         return driver
+
+    def _usual_ahead(self) -> int:
+        """Requests accepted and not yet yielded that keep all backends busy."""
+        return max(LEAST_AHEAD, 2 * sum(cap or UNCAPPED for cap in self._backends.caps))
 
     def _override(self) -> Runner | None:
         """What runs a request's attempts instead of its backend's runner."""

@@ -8,7 +8,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod collector;
 pub mod engine;
+pub mod feasibility;
 pub mod ledger;
 pub mod limit;
 pub mod limiter;

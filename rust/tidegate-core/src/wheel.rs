@@ -8,7 +8,7 @@
 
 use std::num::NonZeroU32;
 
-use crate::time::Instant;
+use crate::time::{Instant, Span};
 
 /// A tick is 2^16 ns: 65.5 µs.
 const TICK_BITS: u32 = 16;
@@ -82,6 +82,9 @@ impl<K: Copy> Default for Wheel<K> {
 }
 
 impl<K: Copy> Wheel<K> {
+    /// A timer fires at most so much after its instant.
+    pub const TICK: Span = Span::from_nanos(1 << TICK_BITS);
+
     /// A wheel without timers.
     pub fn new() -> Wheel<K> {
         let empty = Slot { head: NIL, least: 0 };

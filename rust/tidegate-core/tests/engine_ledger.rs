@@ -52,6 +52,12 @@ struct Request {
     cancelled: bool,
 }
 
+impl Request {
+    fn expires_at(&self) -> Instant {
+        if self.flags.lenient { Instant::FAR } else { self.deadline }
+    }
+}
+
 #[derive(Debug)]
 struct Attempt {
     request: usize,
@@ -225,6 +231,7 @@ impl Run {
                 if joined {
                     request.flags.held = false;
                     request.deadline = request.deadline.min(deadline);
+                    request.flags.lenient = false;
                     request.not_before = request.not_before.min(not_before);
                     request.priority = request.priority.min(priority);
                 }
@@ -236,7 +243,7 @@ impl Run {
                     // An attempt that timed out just now may be followed by the next one at once.
                     let informed = !self.engine.has_news();
                     prop_assert!(request.state == State::Queued || !informed, "{:?} was taken", request.state);
-                    prop_assert!(request.state.is_pending() && request.deadline > now);
+                    prop_assert!(request.state.is_pending() && request.expires_at() > now);
                     prop_assert_eq!((leased.deadline, leased.priority), (request.deadline, request.priority));
                     prop_assert!(request.not_before <= now);
                     if informed {
@@ -370,11 +377,11 @@ impl Run {
         prop_assert_eq!(request.state, State::Leased(lease));
         request.attempt = request.attempt + now.since(attempt.started_at);
         let limited = outcome == Outcome::Limited || (outcome == Outcome::Ok && attempt.rejected);
-        let is_last = request.flags.once || request.failed + 1 >= self.most_attempts;
+        let is_last = request.flags.lasting || request.failed + 1 >= self.most_attempts;
         let (state, waits, age, attempts) = match finished {
             Finished::Stray => unreachable!(),
             Finished::Again { failed } => {
-                prop_assert!(!request.flags.once);
+                prop_assert!(!request.flags.lasting);
                 let expected = if failed { outcome == Outcome::Failed && !is_last } else { limited };
                 prop_assert!(expected || !informed);
                 request.failed += u32::from(failed);
@@ -391,7 +398,7 @@ impl Run {
             }
             Finished::Dead { waits, age, attempts } => {
                 let expected = match outcome {
-                    Outcome::Ok | Outcome::Limited => limited && request.flags.once,
+                    Outcome::Ok | Outcome::Limited => limited && request.flags.lasting,
                     Outcome::Failed => is_last,
                     Outcome::Neutral => !unsent,
                 };
@@ -413,7 +420,7 @@ impl Run {
             match *action {
                 Action::TimedOut { request, backend, timeout } => {
                     let request = &mut self.requests[self.by_handle[&request]];
-                    prop_assert!(!request.flags.untimed);
+                    prop_assert!(!request.flags.lasting);
                     prop_assert!(self.specs[usize::from(backend.0)].timeout.is_some_and(|least| timeout >= least));
                     request.failed += 1;
                 }
@@ -445,8 +452,8 @@ impl Run {
             let request = &mut self.requests[index];
             match ended.ending {
                 Ending::Expired(stage) => {
-                    prop_assert!(request.deadline < Instant::FAR && request.state != State::Done);
-                    prop_assert!(stage == Stage::Queued || request.deadline <= self.now);
+                    prop_assert!(request.expires_at() < Instant::FAR && request.state != State::Done);
+                    prop_assert!(stage == Stage::Queued || request.expires_at() <= self.now);
                     if self.informed {
                         let timed_out = |action: &Action| matches!(action, Action::TimedOut { request: timed_out, .. } if *timed_out == request.handle);
                         let leased = matches!(request.state, State::Leased(_)) && !actions.iter().any(timed_out);
@@ -460,7 +467,7 @@ impl Run {
                     request.state = State::Cancelled;
                 }
                 Ending::Dead => {
-                    prop_assert!(request.flags.once || request.failed >= self.most_attempts);
+                    prop_assert!(request.flags.lasting || request.failed >= self.most_attempts);
                     request.state = State::Dead;
                 }
                 Ending::Unserved(_) => prop_assert!(false, "no backend goes here"),
@@ -519,11 +526,11 @@ impl Run {
         let overdue = |instant: Instant| instant + Span::from_nanos(TICK) <= self.now;
         for request in &self.requests {
             let waits_for_time = matches!(request.state, State::Queued | State::Leased(_));
-            prop_assert!(!waits_for_time || !overdue(request.deadline));
+            prop_assert!(!waits_for_time || !overdue(request.expires_at()));
         }
         for attempt in self.attempts.values().filter(|attempt| !attempt.finished && !attempt.stray) {
             if let Some(timeout) = self.specs[attempt.backend].timeout
-                && !self.requests[attempt.request].flags.untimed
+                && !self.requests[attempt.request].flags.lasting
             {
                 prop_assert!(!overdue(attempt.started_at + timeout));
             }
@@ -585,7 +592,7 @@ fn op() -> impl Strategy<Value = Op> {
         .boxed();
     let outcome = || prop_oneof![4 => Just(Outcome::Ok), 2 => Just(Outcome::Limited), 3 => Just(Outcome::Failed), 1 => Just(Outcome::Neutral)];
     let flags = (prop::bool::weighted(0.4), prop::bool::weighted(0.2), prop::bool::weighted(0.2))
-        .prop_map(|(held, once, untimed)| Flags { held, once, untimed });
+        .prop_map(|(held, lasting, lenient)| Flags { held, lasting, lenient });
     let index = || 0usize..1000;
     let priority = || prop_oneof![Just(0), Just(NORMAL), any::<u8>()];
     let deadline = || prop::option::weighted(0.3, time());

@@ -144,7 +144,7 @@ impl World {
             submit(
                 &mut self.engine,
                 at(self.now),
-                &Submission { flags: Flags { untimed: true, ..Flags::default() }, ..plain(class) },
+                &Submission { flags: Flags { lasting: true, ..Flags::default() }, ..plain(class) },
             );
             let leased = self.engine.take(at(self.now)).unwrap();
             self.now += self.weather.longest;
@@ -543,9 +543,9 @@ fn a_lost_reply_holds_back_its_own_units_only() {
     engine.finish(at(50 * SECOND), slow.lease, Outcome::Ok, ACCEPTED, false);
 
     let start = at(60 * SECOND);
-    let untimed = Flags { untimed: true, ..Flags::default() };
+    let lasting = Flags { lasting: true, ..Flags::default() };
     submit(&mut engine, start, &plain(class));
-    submit(&mut engine, start, &Submission { flags: untimed, ..plain(class) });
+    submit(&mut engine, start, &Submission { flags: lasting, ..plain(class) });
     let other = take_all(&mut engine, start)[1];
     let next = submit(&mut engine, start, &plain(class));
     let timed_out = at(120 * SECOND + TICK);
@@ -899,4 +899,24 @@ fn demand_counts_requests_and_room() {
     assert_eq!(engine.demand(at(0)), 3);
     take_all(&mut engine, at(0));
     assert_eq!((engine.demand(at(0)), engine.may_run()), (0, false));
+}
+
+/// A lenient one is served late; its deadline says when, among others, it should have been.
+#[test]
+fn a_lenient_request_does_not_expire() {
+    let (mut engine, _, class) = single(retry(1, Span::ZERO), &spec(&[window(1, 10)], None));
+    submit(&mut engine, at(0), &plain(class));
+    let first = engine.take(at(0)).unwrap();
+    engine.finish(at(SECOND), first.lease, Outcome::Ok, ACCEPTED, false);
+    let flags = Flags { lenient: true, ..Flags::default() };
+    let late = submit(&mut engine, at(SECOND), &Submission { deadline: at(2 * SECOND), flags, ..plain(class) });
+    let later = submit(&mut engine, at(SECOND), &Submission { deadline: at(20 * SECOND), ..plain(class) });
+    let (now, next) = wait(&mut engine, at(SECOND));
+    assert_eq!((next.request, next.deadline), (late, at(2 * SECOND)));
+    engine.tick(now + Span::from_secs(5));
+    engine.finish(now + Span::from_secs(5), next.lease, Outcome::Ok, ACCEPTED, false);
+    assert_eq!(engine.ledger().delivered, 2);
+    engine.tick(at(21 * SECOND));
+    assert_eq!(engine.pop_ended().map(|ended| ended.request), Some(later), "which is not lenient");
+    assert!(engine.pop_ended().is_none());
 }

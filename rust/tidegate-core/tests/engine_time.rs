@@ -172,12 +172,12 @@ fn a_deadline_holds_after_a_retry() {
     assert_eq!(engine.pop_ended().map(|ended| ended.ending), Some(Ending::Expired(Stage::Queued)));
 }
 
-/// The attempt timeout does not apply to a request that is untimed.
+/// The attempt timeout does not apply to a request whose attempt may last.
 #[test]
-fn an_untimed_attempt_never_times_out() {
+fn a_lasting_attempt_never_times_out() {
     let (mut engine, _, class) = single(retry(3, Span::ZERO), &timed(None));
-    let untimed = Flags { untimed: true, ..Flags::default() };
-    submit(&mut engine, at(0), &Submission { flags: untimed, ..plain(class) });
+    let lasting = Flags { lasting: true, ..Flags::default() };
+    submit(&mut engine, at(0), &Submission { flags: lasting, ..plain(class) });
     engine.take(at(0)).unwrap();
     assert_eq!(engine.next_wake(), None);
 }
@@ -299,7 +299,7 @@ fn a_rejected_request_goes_first_again() {
     }
 
     let (mut engine, _, class) = single(retry(9, Span::ZERO), &spec(&[], None));
-    submit(&mut engine, at(0), &Submission { flags: Flags { once: true, ..Flags::default() }, ..plain(class) });
+    submit(&mut engine, at(0), &Submission { flags: Flags { lasting: true, ..Flags::default() }, ..plain(class) });
     let leased = engine.take(at(0)).unwrap();
     let finished = engine.finish(at(0), leased.lease, Outcome::Limited, Answer::default(), false);
     assert!(matches!(finished, Finished::Dead { attempts: 1, .. }));

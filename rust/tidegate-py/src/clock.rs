@@ -39,6 +39,14 @@ impl Clock {
         }
     }
 
+    /// Unix time of its origin, in nanoseconds; 0 on a clock that moves when told.
+    pub(crate) fn unix_origin(&self) -> u64 {
+        match self {
+            Clock::Monotonic(_, unix) => u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX),
+            Clock::Manual(_) => 0,
+        }
+    }
+
     /// The instant of a Unix time, in seconds, by the wall clock as it is now set; its own time on a clock that moves when told.
     pub(crate) fn at_unix(&self, seconds: f64) -> Instant {
         let wall = || UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_secs_f64());

@@ -27,11 +27,21 @@ pub(crate) fn span(seconds: f64) -> Option<Span> {
 
 /// Seconds above 0, or a `timedelta`, from a user.
 pub(crate) fn timeout(value: &Bound<'_, PyAny>) -> PyResult<Span> {
+    positive("timeout", value, "give seconds above 0, a timedelta, or None for no deadline")
+}
+
+/// A period, from a user: seconds above 0, or a `timedelta`.
+pub(crate) fn interval(value: &Bound<'_, PyAny>) -> PyResult<Span> {
+    positive("interval", value, "give seconds above 0, or a timedelta")
+}
+
+/// A span above 0, from a user.
+fn positive(option: &str, value: &Bound<'_, PyAny>, way_out: &str) -> PyResult<Span> {
     let number = value.call_method0("total_seconds").unwrap_or_else(|_| value.clone());
     let finite = number.extract().ok().filter(|seconds: &f64| seconds.is_finite());
     match finite.and_then(span) {
         Some(span) if span > Span::ZERO && !value.is_instance_of::<PyBool>() => Ok(span),
-        _ => Err(error::config("timeout", value, "give seconds above 0, a timedelta, or None for no deadline")),
+        _ => Err(error::config(option, value, way_out)),
     }
 }
 

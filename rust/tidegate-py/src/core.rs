@@ -27,6 +27,7 @@ use crate::error;
 use crate::pending::{Conclusion, Listener, Pending};
 use crate::quota::{self, QuotaOptions};
 use crate::request::Request;
+use crate::schedule::Begun;
 use crate::scopes::Scopes;
 use crate::shell::shell;
 use crate::state::{Backend, Foreign, News, Next, State, Wake};
@@ -213,7 +214,7 @@ impl Core {
     ///
     /// # Errors
     /// `SchedulerClosedError` when none are accepted any more.
-    fn reserve(&self, py: Python<'_>, wanted: usize) -> PyResult<usize> {
+    pub(crate) fn reserve(&self, py: Python<'_>, wanted: usize) -> PyResult<usize> {
         if self.lock()?.engine.is_accepting() { Ok(self.room.reserve(wanted)) } else { Err(error::closed(py)) }
     }
 
@@ -258,6 +259,51 @@ impl Core {
             Some(granted)
         })?;
         accepted.ok_or_else(|| error::closed(py))
+    }
+
+    /// Gives back places that were reserved.
+    pub(crate) fn vacate(&self, places: usize) {
+        self.room.release(places);
+    }
+
+    /// Accepts the polls of a collector, whose places are reserved. One whose terms have no timeout is late when the next one of its target
+    /// is planned, and does not expire; a timeout counts from when it was planned.
+    pub(crate) fn poll(
+        &self,
+        py: Python<'_>,
+        now: Instant,
+        polls: Vec<Begun>,
+        stream: &Bound<'_, Stream>,
+        runner: Option<&Py<PyAny>>,
+    ) -> PyResult<()> {
+        stream.get().expect(polls.len());
+        self.with(py, |state| {
+            for (poll, target, terms) in polls {
+                let terms = terms.get();
+                let scopes = terms.scopes.borrowed();
+                let mut submission = terms.submission(now, true, &scopes);
+                submission.deadline = poll.planned + terms.timeout.unwrap_or(poll.period);
+                submission.flags.lenient = terms.timeout.is_none();
+                let handle = state.engine.submit(now, &submission);
+                let listener = Listener::Stream(stream.clone().unbind(), poll.target.into());
+                let runner = runner.map(|runner| runner.clone_ref(py));
+                state.keep_on(
+                    terms,
+                    handle,
+                    Pending::new(target, listener, runner, terms.scopes.clone()).planned_for(poll.planned),
+                );
+            }
+        })
+    }
+
+    /// Has the loop pumped by then, to begin polls.
+    pub(crate) fn alarm_by(&self, py: Python<'_>, at: Instant) -> PyResult<()> {
+        self.with(py, |state| state.alarm = state.alarm.min(at))
+    }
+
+    /// Unix time of the clock's origin, in nanoseconds.
+    pub(crate) fn unix_origin(&self) -> u64 {
+        self.clock.unix_origin()
     }
 
     fn request(slf: &Bound<'_, Core>, worker: u32, next: Next) -> PyResult<Option<Py<Request>>> {
@@ -375,7 +421,7 @@ impl Core {
             let names: Vec<&str> = known.iter().filter(|(id, _)| is_meant(id)).map(|(_, name)| name.as_str()).collect();
             error::class(py, refused, &names.join(", "))
         })?;
-        let flags = Flags { held: false, once: lasting, untimed: lasting };
+        let flags = Flags { lasting, ..Flags::default() };
         Ok(Terms {
             class,
             priority,
@@ -672,6 +718,17 @@ impl Core {
     /// When, on the engine's clock, something happens by itself; nothing when nothing will.
     fn next_wake_ns(&self) -> PyResult<Option<u64>> {
         Ok(self.lock()?.engine.next_wake().map(Instant::as_nanos))
+    }
+
+    /// The same, polls that fall due included.
+    fn next_turn_ns(&self) -> PyResult<Option<u64>> {
+        Ok(self.lock()?.next_wake().map(Instant::as_nanos))
+    }
+
+    /// Forgets when polls fall due: they are asked now.
+    fn forget_alarm(&self) -> PyResult<()> {
+        self.lock()?.alarm = Instant::FAR;
+        Ok(())
     }
 
     /// `[accepted, delivered, dead, expired, cancelled, queued, leased, done]`.

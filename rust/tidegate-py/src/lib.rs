@@ -4,12 +4,14 @@ mod clock;
 mod convert;
 mod core;
 mod error;
+mod feasibility;
 mod limiter;
 mod pending;
 mod quota;
 mod reply;
 mod request;
 mod request_queue;
+mod schedule;
 mod scopes;
 mod server;
 mod shell;
@@ -30,6 +32,8 @@ mod _core {
     #[pymodule_export]
     use crate::core::Core;
     #[pymodule_export]
+    use crate::feasibility::feasibility;
+    #[pymodule_export]
     use crate::limiter::Limiter;
     #[pymodule_export]
     use crate::quota::bound;
@@ -39,6 +43,8 @@ mod _core {
     use crate::request::Request;
     #[pymodule_export]
     use crate::request_queue::RequestQueue;
+    #[pymodule_export]
+    use crate::schedule::Schedule;
     #[pymodule_export]
     use crate::server::ReferenceServer;
     #[pymodule_export]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString};
 use pyo3::{PyTraverseError, PyVisit};
+use tidegate_core::collector::Ended;
 use tidegate_core::engine::{Handle, Waits};
 use tidegate_core::time::{Instant, Span};
 
@@ -40,7 +41,7 @@ impl Listener {
         match self {
             Listener::Nobody => {}
             Listener::Ticket(ticket) => ticket.get().settle(py, settled),
-            Listener::Stream(stream, index) => stream.get().push(py, index, Item { settled, held }),
+            Listener::Stream(stream, index) => stream.get().push(py, index, Item { settled, held })?,
             Listener::Future(future) => {
                 let ended_at = settled.ended_at;
                 let reply = Py::new(py, Reply::new(settled, ended_at))?;
@@ -84,17 +85,24 @@ pub(crate) struct Pending {
     failures: Option<Box<Vec<Failure>>>,
     named: Option<Box<Named>>,
     pub(crate) scopes: Scopes,
+    /// When a collector planned it for; [`Instant::FAR`] for one of no collector.
+    pub(crate) planned: Instant,
 }
 
 impl Pending {
     pub(crate) fn new(target: Py<PyAny>, listener: Listener, runner: Option<Py<PyAny>>, scopes: Scopes) -> Pending {
-        Pending { target, listener, runner, failures: None, named: None, scopes }
+        Pending { target, listener, runner, failures: None, named: None, scopes, planned: Instant::FAR }
     }
 
     /// The same, known by a name.
     pub(crate) fn known_by(self, unique: Arc<str>) -> Pending {
         let named = Some(Box::new(Named { unique, was_joined: false, joined: Vec::new() }));
         Pending { named, ..self }
+    }
+
+    /// The same, planned by a collector for this instant.
+    pub(crate) fn planned_for(self, planned: Instant) -> Pending {
+        Pending { planned, ..self }
     }
 
     /// What it is known by.
@@ -161,6 +169,15 @@ pub(crate) enum End {
 }
 
 impl End {
+    fn as_counted(&self) -> Ended {
+        match self {
+            End::Value(_) => Ended::Delivered,
+            End::Error("expired while queued" | "expired while leased", _) => Ended::Expired,
+            End::Error("cancelled" | "closed", _) => Ended::Cancelled,
+            End::Error(..) => Ended::Failed,
+        }
+    }
+
     fn clone_ref(&self, py: Python<'_>) -> End {
         match self {
             End::Value(value) => End::Value(value.clone_ref(py)),
@@ -191,12 +208,14 @@ impl Conclusion {
     /// Tells all who listen; the times and attempts are those of the request, whoever joined it when. Runs Python code.
     pub(crate) fn tell(self, py: Python<'_>, ended_at: Instant) -> PyResult<()> {
         let Conclusion { mut pending, end, held, backend, attempts, waits, age } = self;
+        let planned = pending.planned;
         let joined = pending.named.take().map_or_else(Vec::new, |named| named.joined);
         let failures = match (&end, pending.failures) {
             (End::Error(..), Some(failures)) => *failures,
             _ => Vec::new(),
         };
-        let told = |(target, listener): Joined, end, failures: Vec<Failure>, backend: Option<Py<PyString>>| {
+        let told = |(target, listener): Joined, end: End, failures: Vec<Failure>, backend: Option<Py<PyString>>| {
+            let ended = end.as_counted();
             let result = match end {
                 End::Value(value) => Ok(value),
                 End::Error(ending, error) => {
@@ -204,7 +223,7 @@ impl Conclusion {
                     Err(shell(py)?.call_method1("error_of", (ending, &target, failures, error, &backend, seconds(age)))?.unbind())
                 }
             };
-            listener.tell(py, Settled { target, result, backend, attempts, waits, age, ended_at }, held)
+            listener.tell(py, Settled { target, result, backend, attempts, waits, age, ended_at, ended, planned }, held)
         };
         // One that cannot be told does not keep the others from being told.
         let mut all = Ok(());

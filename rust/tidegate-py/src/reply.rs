@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use pyo3::{PyTraverseError, PyVisit};
+use tidegate_core::collector::Ended;
 use tidegate_core::engine::Waits;
 use tidegate_core::time::{Instant, Span};
 
@@ -20,6 +21,10 @@ pub(crate) struct Settled {
     /// From acceptance to the end of the last attempt.
     pub(crate) age: Span,
     pub(crate) ended_at: Instant,
+    /// As a collector counts it.
+    pub(crate) ended: Ended,
+    /// When a collector planned it for; [`Instant::FAR`] for one of no collector.
+    pub(crate) planned: Instant,
 }
 
 /// How a request ended.
@@ -34,17 +39,24 @@ pub(crate) struct Settled {
 ///     waits: Seconds by cause: `queue` (others went first), `limit` (no room in any backend's limits), `concurrency` (all in use), `backoff`
 ///         (between attempts), `attempt` (the handler ran), `consumer` (until the reply was taken). They add up to the time from
 ///         acceptance to this reply; limit and concurrency are measured to 1 ms.
+///     scheduled_for: The instant for which a collector planned it, on the clock of `loop.time()`; None otherwise.
 #[pyclass(frozen, module = "tidegate")]
 pub(crate) struct Reply {
     settled: Settled,
     /// Between the end of the last attempt and the consumer.
     consumer: Span,
+    scheduled_for: Option<f64>,
 }
 
 impl Reply {
     pub(crate) fn new(settled: Settled, now: Instant) -> Reply {
         let consumer = now.since(settled.ended_at);
-        Reply { settled, consumer }
+        Reply { settled, consumer, scheduled_for: None }
+    }
+
+    /// The same, planned by a collector for this instant of the loop's clock.
+    pub(crate) fn scheduled_for(self, instant: f64) -> Reply {
+        Reply { scheduled_for: Some(instant), ..self }
     }
 }
 
@@ -53,6 +65,11 @@ impl Reply {
     #[getter]
     fn target(&self, py: Python<'_>) -> Py<PyAny> {
         self.settled.target.clone_ref(py)
+    }
+
+    #[getter(scheduled_for)]
+    fn planned(&self) -> Option<f64> {
+        self.scheduled_for
     }
 
     #[getter]

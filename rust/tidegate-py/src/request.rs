@@ -8,6 +8,7 @@ use tidegate_core::time::Instant;
 
 use crate::convert;
 use crate::core::Core;
+use crate::pending::Pending;
 use crate::scopes::Scopes;
 use crate::shell::shell;
 
@@ -39,6 +40,7 @@ pub(crate) struct Request {
     pub(crate) priority: u8,
     pub(crate) deadline: Instant,
     pub(crate) scopes: Scopes,
+    pub(crate) planned: Instant,
 }
 
 /// An attempt for which an object is to be made.
@@ -49,6 +51,7 @@ pub(crate) struct Attempt {
     pub(crate) runner: Py<PyAny>,
     pub(crate) account: Option<Py<PyAny>>,
     pub(crate) scopes: Scopes,
+    pub(crate) planned: Instant,
 }
 
 /// What an object held of its last attempt: target, backend, runner, account. To be dropped where Python code may run.
@@ -56,9 +59,9 @@ pub(crate) type Old = (Option<Py<PyAny>>, Option<Py<PyString>>, Option<Py<PyAny>
 
 impl Request {
     pub(crate) fn new(core: Py<Core>, attempt: Attempt) -> Request {
-        let Attempt { leased, target, backend, runner, account, scopes } = attempt;
+        let Attempt { leased, target, backend, runner, account, scopes, planned } = attempt;
         let Leased { lease, attempt, priority, deadline, .. } = leased;
-        Request { core, lease, target, backend, runner, account, attempt, priority, deadline, scopes }
+        Request { core, lease, target, backend, runner, account, attempt, priority, deadline, scopes, planned }
     }
 
     /// Uses the object of an attempt that is over for the next one, if nobody has it but its worker; nothing otherwise. To make a new
@@ -71,10 +74,10 @@ impl Request {
         py: Python<'_>,
         last: &Py<Request>,
         leased: &Leased,
-        target: &Py<PyAny>,
+        pending: &Pending,
         backend: &Py<PyString>,
         runner: &Py<PyAny>,
-        (account, scopes): (Option<&Py<PyAny>>, &Scopes),
+        account: Option<&Py<PyAny>>,
     ) -> Option<Old> {
         let object = last.as_ptr();
         // SAFETY: a live object, and we are attached.
@@ -87,9 +90,10 @@ impl Request {
         let place = unsafe { &mut *object.byte_add(offset).cast::<Request>() };
         let Leased { lease, attempt, priority, deadline, .. } = *leased;
         (place.lease, place.attempt, place.priority, place.deadline) = (lease, attempt, priority, deadline);
-        place.scopes.clone_from(scopes);
+        place.scopes.clone_from(&pending.scopes);
+        place.planned = pending.planned;
         Some((
-            replaced(py, &mut place.target, target),
+            replaced(py, &mut place.target, &pending.target),
             replaced(py, &mut place.backend, backend),
             replaced(py, &mut place.runner, runner),
             std::mem::replace(&mut place.account, account.map(|account| account.clone_ref(py))),
@@ -132,7 +136,7 @@ impl Request {
 
     #[getter]
     fn scheduled_for(&self) -> Option<f64> {
-        None
+        (self.planned < Instant::FAR).then(|| self.core.get().loop_time(self.planned))
     }
 
     /// Say that response headers arrived: the clocks of the limits start now.

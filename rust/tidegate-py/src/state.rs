@@ -122,6 +122,8 @@ pub(crate) struct State {
     pub(crate) wake: Option<Wake>,
     /// A pump has been asked for and has not begun.
     pump_due: bool,
+    /// When polls of a collector fall due; [`Instant::FAR`] when none will.
+    pub(crate) alarm: Instant,
     /// When the loop's timer will pump; [`Instant::FAR`] without one.
     timer_at: Instant,
     /// Somebody waits until nothing is queued or leased.
@@ -148,6 +150,7 @@ impl State {
             void: Vec::new(),
             wake: None,
             pump_due: false,
+            alarm: Instant::FAR,
             timer_at: Instant::FAR,
             idle_watched: false,
             room_watched: false,
@@ -164,7 +167,7 @@ impl State {
         let due = engine.has_news()
             || !self.void.is_empty()
             || engine.wants_workers()
-            || engine.next_wake().is_some_and(|wake| wake < self.timer_at)
+            || self.next_wake().is_some_and(|wake| wake < self.timer_at)
             || (self.idle_watched && engine.is_idle())
             || (self.room_watched && (engine.room().has_room() || !engine.is_accepting()));
         if !due {
@@ -173,6 +176,13 @@ impl State {
         let wake = self.wake.as_ref()?;
         self.pump_due = true;
         Some(wake)
+    }
+
+    /// When something happens by itself.
+    #[inline]
+    pub(crate) fn next_wake(&self) -> Option<Instant> {
+        let alarm = (self.alarm < Instant::FAR).then_some(self.alarm);
+        self.engine.next_wake().into_iter().chain(alarm).min()
     }
 
     /// Has a submission served by the request that is known by the same name, whose part it is to become; nothing when there is none.
@@ -333,14 +343,14 @@ impl State {
         let (target, name, account) = (&pending.target, &backend.name, backend.accounts.get(leased.account as usize));
         let runner = pending.runner.as_ref().unwrap_or(&backend.runner);
         if let Some(last) = &place.request
-            && let Some(old) = Request::renew(py, last, &leased, target, name, runner, (account, &pending.scopes))
+            && let Some(old) = Request::renew(py, last, &leased, pending, name, runner, account)
         {
             return Next::Again(last.clone_ref(py), old);
         }
         let (target, backend, runner) = (target.clone_ref(py), name.clone_ref(py), runner.clone_ref(py));
         let account = account.map(|account| account.clone_ref(py));
-        let scopes = pending.scopes.clone();
-        Next::New(Attempt { leased, target, backend, runner, account, scopes }, place.request.take())
+        let (scopes, planned) = (pending.scopes.clone(), pending.planned);
+        Next::New(Attempt { leased, target, backend, runner, account, scopes, planned }, place.request.take())
     }
 
     /// Keeps the object of a worker's attempt, to be used again.
@@ -474,7 +484,7 @@ impl State {
         }
         // A timer that fires before anything is due costs one pump, and to move it each time costs more.
         let before = if armed { self.timer_at } else { Instant::FAR };
-        let wake = self.engine.next_wake().filter(|wake| *wake < before);
+        let wake = self.next_wake().filter(|wake| *wake < before);
         self.timer_at = wake.unwrap_or(before);
         let idle = self.engine.is_idle();
         self.idle_watched &= !idle;

@@ -5,9 +5,11 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use tidegate_core::engine::Handle;
+use tidegate_core::time::Instant;
 
 use crate::core::Core;
 use crate::reply::{Reply, Settled};
+use crate::schedule::Schedule;
 
 /// A reply, and the request to be counted as delivered when the consumer has had it.
 pub(crate) struct Item {
@@ -24,16 +26,18 @@ struct Queue {
     next: u64,
     /// Requests whose replies are to come. Below zero for a moment when one comes before its request is counted.
     outstanding: i64,
-    /// The one that the consumer has and has not come back from.
-    out: Option<Handle>,
+    /// Those that the consumer has and has not come back from.
+    out: Vec<Handle>,
     waiter: Option<Py<PyAny>>,
 }
 
-/// The replies of one `map`.
+/// The replies of one `map`, or of a collector.
 #[pyclass(frozen, module = "tidegate._core")]
 pub(crate) struct Stream {
     core: Py<Core>,
     ordered: bool,
+    /// Of the collector; it is told of each poll that ends.
+    schedule: Option<Py<Schedule>>,
     queue: Mutex<Queue>,
 }
 
@@ -42,12 +46,17 @@ impl Stream {
         act(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn deliver(&self, py: Python<'_>, had: Vec<Handle>) -> PyResult<()> {
+        had.into_iter().try_for_each(|had| self.core.get().deliver(py, had))
+    }
+
     /// So many more replies are to come.
     pub(crate) fn expect(&self, count: usize) {
         self.with(|queue| queue.outstanding += count as i64);
     }
 
-    pub(crate) fn push(&self, py: Python<'_>, index: u64, item: Item) {
+    pub(crate) fn push(&self, py: Python<'_>, index: u64, item: Item) -> PyResult<()> {
+        let Settled { ended, planned, ended_at, waits, .. } = item.settled;
         let waiter = self.with(|queue| {
             queue.outstanding -= 1;
             if self.ordered {
@@ -65,29 +74,48 @@ impl Stream {
             // One whose task was cancelled meanwhile refuses.
             let _ = waiter.call_method1(py, "set_result", (py.None(),));
         }
+        let Some(schedule) = &self.schedule else { return Ok(()) };
+        let waited = ended_at.since(planned) - waits.attempt - waits.backoff;
+        schedule.get().ended(py, index as u32, ended, waited)
+    }
+
+    fn reply(&self, item: Item) -> Reply {
+        let (core, planned) = (self.core.get(), item.settled.planned);
+        let reply = Reply::new(item.settled, core.now());
+        if planned < Instant::FAR { reply.scheduled_for(core.loop_time(planned)) } else { reply }
     }
 }
 
 #[pymethods]
 impl Stream {
     #[new]
-    fn new(core: Py<Core>, ordered: bool) -> Stream {
-        Stream { core, ordered, queue: Mutex::default() }
+    #[pyo3(signature = (core, ordered, schedule=None, /))]
+    fn new(core: Py<Core>, ordered: bool, schedule: Option<Py<Schedule>>) -> Stream {
+        Stream { core, ordered, schedule, queue: Mutex::default() }
     }
 
-    /// The next reply, if one is there. The one before it counts as delivered.
+    /// The next reply, if one is there. Those before it count as delivered.
     fn pop(&self, py: Python<'_>) -> PyResult<Option<Py<Reply>>> {
         let (had, item) = self.with(|queue| {
-            let had = queue.out.take();
+            let had = std::mem::take(&mut queue.out);
             let item = queue.arrived.pop_front();
-            queue.out = item.as_ref().and_then(|item| item.held);
+            queue.out.extend(item.as_ref().and_then(|item| item.held));
             (had, item)
         });
-        let core = self.core.get();
-        if let Some(had) = had {
-            core.deliver(py, had)?;
-        }
-        item.map(|item| Py::new(py, Reply::new(item.settled, core.now()))).transpose()
+        self.deliver(py, had)?;
+        item.map(|item| Py::new(py, self.reply(item))).transpose()
+    }
+
+    /// The next replies, as many as are there, at most so many. Those before them count as delivered.
+    #[pyo3(signature = (most, /))]
+    fn pop_batch(&self, py: Python<'_>, most: usize) -> PyResult<Vec<Py<Reply>>> {
+        let (had, items) = self.with(|queue| {
+            let count = most.min(queue.arrived.len());
+            let items: Vec<Item> = queue.arrived.drain(..count).collect();
+            (std::mem::replace(&mut queue.out, items.iter().filter_map(|item| item.held).collect()), items)
+        });
+        self.deliver(py, had)?;
+        items.into_iter().map(|item| Py::new(py, self.reply(item))).collect()
     }
 
     /// A future that is resolved when a reply is there.
@@ -104,19 +132,22 @@ impl Stream {
         }
     }
 
-    /// The consumer has left: the reply that it has counts as delivered; what is pending is cancelled, values that it has not
-    /// seen too.
-    fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+    /// The consumer has left: the replies that it has count as delivered, unless it could do nothing with them; what is pending is
+    /// cancelled, values that it has not seen too.
+    #[pyo3(signature = (accepted=true, /))]
+    fn close(slf: &Bound<'_, Self>, accepted: bool) -> PyResult<()> {
         let stream = slf.get();
         let (had, arrived, early, waiter, outstanding) = stream.with(|queue| {
             let (arrived, early) = (std::mem::take(&mut queue.arrived), std::mem::take(&mut queue.early));
-            (queue.out.take(), arrived, early, queue.waiter.take(), queue.outstanding)
+            (std::mem::take(&mut queue.out), arrived, early, queue.waiter.take(), queue.outstanding)
         });
-        let unseen: Vec<Handle> = arrived.iter().chain(early.values()).filter_map(|item| item.held).collect();
+        let mut unseen: Vec<Handle> = arrived.iter().chain(early.values()).filter_map(|item| item.held).collect();
         drop((arrived, early, waiter));
         let core = stream.core.get();
-        if let Some(had) = had {
-            core.deliver(slf.py(), had)?;
+        if accepted {
+            stream.deliver(slf.py(), had)?;
+        } else {
+            unseen.extend(had);
         }
         for handle in unseen {
             core.cancel(slf.py(), handle)?;

@@ -274,7 +274,7 @@ impl Engine {
     }
 
     fn limited(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
-        if self.requests.get(slot).flags.once {
+        if self.requests.get(slot).flags.lasting {
             return self.die(now, slot, lease);
         }
         if self.winding_down {
@@ -317,7 +317,7 @@ impl Engine {
         if let Some(timer) = entry.timer.take() {
             self.wheel.disarm(timer);
         }
-        entry.timer = Some(self.wheel.arm((now + backoff).min(entry.deadline), Timer::Request(slot)));
+        entry.timer = Some(self.wheel.arm((now + backoff).min(entry.expires_at()), Timer::Request(slot)));
         self.ledger.leased -= 1;
         self.ledger.queued += 1;
         Finished::Again { failed: true }
@@ -334,7 +334,7 @@ impl Engine {
 
     /// Whether a request has had all the attempts that it may have, `failed` in all.
     fn is_last_attempt(&self, slot: u32, failed: u32) -> bool {
-        failed >= self.retry.attempts || self.requests.get(slot).flags.once
+        failed >= self.retry.attempts || self.requests.get(slot).flags.lasting
     }
 
     fn die(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {

@@ -115,7 +115,7 @@ impl Engine {
         let waiting = &self.classes[class as usize];
         let set = waiting.set;
         let slot = waiting.queue.head(&self.requests)?;
-        let deadline = self.requests.get(slot).deadline;
+        let deadline = self.requests.get(slot).expires_at();
         if deadline <= now {
             // Its timer fires a fraction of a tick later.
             self.abort(now, slot, Ending::Expired(Stage::Queued));
@@ -216,9 +216,9 @@ impl Engine {
         let entry = self.requests.get_mut(slot);
         entry.state = State::Leased;
         entry.lease = lease;
-        let (priority, deadline, untimed) = (entry.node.place().band(), entry.deadline, entry.flags.untimed);
+        let (priority, deadline, lasting) = (entry.node.place().band(), entry.deadline, entry.flags.lasting);
         if let Some(timeout) = timeout
-            && !untimed
+            && !lasting
         {
             self.leases.add_timed(&mut backend.timed, lease);
             // A timer that is armed already was for an older attempt: it looks for the oldest when it fires.

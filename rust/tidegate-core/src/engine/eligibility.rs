@@ -258,7 +258,7 @@ impl Engine {
         for index in self.leases.running_on(id) {
             // The body of a slot, which is never repeated, is left to end.
             if let Some(slot) = self.leases.get(index).request
-                && !self.requests.get(slot).flags.once
+                && !self.requests.get(slot).flags.lasting
             {
                 self.put_back(now, slot, index);
                 self.detach(now, index);

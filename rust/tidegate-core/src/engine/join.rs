@@ -18,6 +18,7 @@ impl Engine {
             return false;
         }
         entry.flags.held = false;
+        entry.flags.lenient &= submission.flags.lenient;
         let (state, place) = (entry.state, entry.node.place());
         let deadline = entry.deadline.min(submission.deadline);
         let band = place.band().min(submission.priority);
@@ -28,7 +29,7 @@ impl Engine {
             entry.node.set_place(place.in_band(band));
         }
         let not_before = if state == State::Postponed { submission.not_before } else { Instant::FAR };
-        self.hasten(slot, deadline.min(not_before));
+        self.hasten(slot, self.requests.get(slot).expires_at().min(not_before));
         if not_before <= now {
             if let Some(timer) = self.requests.get_mut(slot).timer.take() {
                 self.wheel.disarm(timer);

@@ -112,7 +112,7 @@ pub struct Submission<'a> {
     pub class: ClassId,
     /// 0 is the most urgent.
     pub priority: u8,
-    /// When it is worthless; [`Instant::FAR`] for never.
+    /// When it is worthless, or late if it is lenient; [`Instant::FAR`] for never.
     pub deadline: Instant,
     /// It does not go before this instant, from when on it waits as if it came then. Any instant that has passed: it goes at once.
     pub not_before: Instant,
@@ -301,8 +301,9 @@ impl Engine {
     #[inline]
     fn arm_deadline(&mut self, slot: u32) {
         let entry = self.requests.get_mut(slot);
-        if entry.deadline < Instant::FAR {
-            entry.timer = Some(self.wheel.arm(entry.deadline, Timer::Request(slot)));
+        let expires_at = entry.expires_at();
+        if expires_at < Instant::FAR {
+            entry.timer = Some(self.wheel.arm(expires_at, Timer::Request(slot)));
         }
     }
 
@@ -310,7 +311,7 @@ impl Engine {
     fn postpone(&mut self, slot: u32, until: Instant) {
         let entry = self.requests.get_mut(slot);
         entry.state = State::Postponed;
-        entry.timer = Some(self.wheel.arm(until.min(entry.deadline), Timer::Request(slot)));
+        entry.timer = Some(self.wheel.arm(until.min(entry.expires_at()), Timer::Request(slot)));
         self.ledger.queued += 1;
     }
 
@@ -463,7 +464,7 @@ impl Engine {
     /// The deadline of the request in `slot` has come, or it need not wait any longer for its backoff or since it is postponed.
     fn request_due(&mut self, now: Instant, slot: u32) {
         let entry = self.requests.get(slot);
-        if entry.deadline <= now {
+        if entry.expires_at() <= now {
             let stage = if entry.state == State::Leased { Stage::Leased } else { Stage::Queued };
             self.abort(now, slot, Ending::Expired(stage));
         } else if entry.state == State::Postponed {

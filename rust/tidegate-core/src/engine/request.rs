@@ -51,10 +51,10 @@ pub(super) enum State {
 pub struct Flags {
     /// Its value stays *done* until `deliver`; otherwise it counts as delivered when the attempt succeeds.
     pub held: bool,
-    /// It is never retried.
-    pub once: bool,
-    /// The backend's attempt timeout does not apply.
-    pub untimed: bool,
+    /// Its only attempt lasts as long as it will: the backend's attempt timeout does not apply, and it is never retried.
+    pub lasting: bool,
+    /// Its deadline says how urgent it is, and no more: it does not expire.
+    pub lenient: bool,
 }
 
 /// Spans of blocked time are marked in units of 2^20 ns (1.05 ms): 32 bits then tell apart waits of up to 52 days.
@@ -86,7 +86,7 @@ pub(super) struct Entry {
     pub(super) node: Node,
     /// When it was accepted, or when the instant came before which it was not to go.
     pub(super) joined_at: Instant,
-    /// [`Instant::FAR`] when it has none.
+    /// [`Instant::FAR`] when it has none. See [`expires_at`](Entry::expires_at).
     pub(super) deadline: Instant,
     pub(super) generation: u32,
     pub(super) class: u32,
@@ -102,6 +102,14 @@ pub(super) struct Entry {
 }
 
 const _: () = assert!(size_of::<Entry>() <= 64);
+
+impl Entry {
+    /// When it ends if it has not ended by itself; [`Instant::FAR`] for never.
+    #[inline]
+    pub(super) fn expires_at(&self) -> Instant {
+        if self.flags.lenient { Instant::FAR } else { self.deadline }
+    }
+}
 
 const NONE: u32 = u32::MAX;
 
