@@ -320,7 +320,7 @@ class JsonLines:
         line["backend"] = reply.backend
         line["attempts"] = reply.attempts
         line["at"] = at.wall
-        planned = getattr(reply, "scheduled_for", None)
+        planned = reply.scheduled_for
         line["scheduled_for"] = None if planned is None else at.wall - timedelta(seconds=at.loop - planned)
         try:
             return msgspec.json.encode(line, enc_hook=_represented) + b"\n"

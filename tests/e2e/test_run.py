@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +127,7 @@ def adds_up(output: str, *, targets: int | None, written: int) -> dict[str, Any]
     to_write = requests["accepted"] - requests["cancelled"]
     assert summary["output"]["written"] == written, summary
     assert summary["output"]["written"] + summary["output"]["not_written"] == to_write, summary
-    if targets is not None:
+    if targets is not None:  # each of them once
         assert summary["targets"]["distinct"] == targets
         assert summary["targets"]["not_taken"] == targets - requests["accepted"], summary
     return summary
@@ -469,3 +471,47 @@ def test_what_init_writes_passes_check_without_network_and_variables(tmp_path):
     assert "60/h (window, to begin with)" in output
     _, errors = finish(start("init", cwd=tmp_path, env=environment), code=2)
     assert errors == "tidegate.toml: exists, and is left as it is; give another name: tidegate init NAME.toml\n"
+
+
+EVERY_HALF_SECOND = f"[run]\ninterval = '500ms'\nretry = {{ attempts = 1 }}\n{OUTPUT}"
+
+
+def test_targets_are_collected_again_and_again(configure, server, tmp_path):
+    file = configure(backend='quota = "50/s"', rest=EVERY_HALF_SECOND, targets=many(5))
+    run = start("run", file, "--json")
+    until_asked(server, 20, run)
+    os.killpg(run.pid, signal.SIGINT)
+    output, errors = finish(run, code=130)
+    rows = lines(tmp_path / "out.jsonl")
+    summary = adds_up(output, targets=None, written=len(rows))
+    polls = summary["polls"]
+    assert polls["balanced"]
+    assert polls["targets"] == 5
+    assert polls["delivered"] == len(rows)
+    assert re.search(r"polls     \d+ planned, 0 coalesced, 0 skipped; ", errors)
+    for target in {row["target"] for row in rows}:
+        planned = [datetime.fromisoformat(row["scheduled_for"]) for row in rows if row["target"] == target]
+        steps = [(later - earlier).total_seconds() for earlier, later in pairwise(planned)]
+        assert len(steps) >= 2
+        assert steps == pytest.approx([0.5] * len(steps), abs=0.01)  # without drift
+    late = [(datetime.fromisoformat(row["at"]) - datetime.fromisoformat(row["scheduled_for"])).total_seconds() for row in rows]
+    assert min(late) > 0
+
+
+def test_collection_outlives_a_server_that_dies_and_returns(configure, server, tmp_path):
+    run = start("run", configure(backend='quota = "50/s"', rest=EVERY_HALF_SECOND, targets=many(5)), "--json")
+    until_asked(server, 8, run)
+    server.die()
+    time.sleep(1)
+    server.start()
+    until_asked(server, len(server.asked) + 8, run)
+    run.terminate()
+    output, _ = finish(run, code=130)
+    rows = lines(tmp_path / "out.jsonl")
+    summary = adds_up(output, targets=None, written=len(rows))
+    assert summary["polls"]["balanced"]
+    assert summary["requests"]["failed"] == summary["polls"]["failed"] > 0
+    ended = [row["ok"] for row in rows]
+    assert ended[0]
+    assert not all(ended)
+    assert ended[-1]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tidegate import Aging, Backend, BackendQuota, Fair, Limit, Order, bound
+from tidegate import Aging, Backend, Fair, Limit, Order, bound
 from tidegate._cli.config import Plan
-from tidegate._cli.run import targets_of
+from tidegate._cli.run import collector_of, targets_of
 from tidegate._cli.targets import Targets
 from tidegate._quote import shown
 
@@ -29,7 +29,7 @@ def report(plan: Plan) -> str:
     lines += _table(plan)
     lines += ["", f"targets   {_targets(targets, source)}", f"run       {_run(plan)}", f"output    {_output(plan)}"]
     if targets is not None:
-        lines.append(f"round     {_round(plan, len(targets))}")
+        lines += _round(plan, targets, source)
     lines += [
         f"variable  {name} {'is set' if is_set else 'is not set: `tidegate run` needs it'}"
         for name, is_set in plan.variables.items()
@@ -119,31 +119,16 @@ def _output(plan: Plan) -> str:
     return f"{where}: {output.save} of each reply as a line of JSON{rotated}{', synced' if output.sync else ''}"
 
 
-def _round(plan: Plan, count: int) -> str:
-    seconds = least_round(plan.backends, count)
-    if seconds is None:
-        return "has no limit but the concurrency and the servers' speed"
-    return f"all {count} targets take at least {span(seconds)}, from idle" if seconds else f"all {count} targets may go at once"
-
-
-def least_round(backends: Sequence[Backend], count: int) -> float | None:
-    """Seconds that so many requests take at least, from idle; None when a backend has no limit that bounds them."""
-    shared = {backend.quota.group or backend.name: backend for backend in backends}
-    quotas = [
-        (BackendQuota(*backend.quota.limits, concurrency=None), len(backend.accounts or "1")) for backend in shared.values()
-    ]
-
-    def fits(seconds: float) -> bool:
-        most = [(bound(quota, seconds), accounts) for quota, accounts in quotas]
-        return any(units is None for units, _ in most) or sum((units or 0) * accounts for units, accounts in most) >= count
-
-    if fits(SHORTEST_ROUND):
-        return None if any(bound(quota, 1) is None for quota, _ in quotas) else 0.0
-    long = SHORTEST_ROUND
-    while not fits(long):
-        long *= 2
-    short = long / 2
-    while long - short > SHORTEST_ROUND:
-        middle = (short + long) / 2
-        short, long = (short, middle) if fits(middle) else (middle, long)
-    return long
+def _round(plan: Plan, targets: Sequence[str], source: Targets) -> Iterator[str]:
+    """How long all targets take once, and whether an interval can be kept."""
+    found = collector_of(plan, targets, source).feasibility()
+    if found.round is None:
+        yield "round     some targets can never be sent: their limits admit nothing"
+    elif found.bottleneck is None:
+        yield "round     has no limit but the concurrency and the servers' speed"
+    elif found.round < SHORTEST_ROUND:
+        yield f"round     all {len(targets)} targets may go at once"
+    else:
+        yield f"round     all {len(targets)} targets take at least {span(found.round)}, from idle"
+    if plan.run.interval is not None:
+        yield f"interval  {'can' if found.feasible else 'CANNOT'} be kept: {found}"

@@ -221,6 +221,10 @@ class _Reading:
             self._check_targets(targets)
         if self.output is not None:
             output = msgspec.structs.replace(output, file=self.output)
+        if targets is not None and run is not None and "interval" in targets.options and run.interval is None:
+            self._wrong(
+                ("targets", "options"), "[targets]", "options", 'for "interval" give [run] one, which is that of all others'
+            )
         order, retry = (self._order(run), self._retry(run)) if run is not None else (None, None)
         if self.complete and find_spec("aiohttp") is None:
             self._wrong((), "", "", "aiohttp, which sends over HTTP, is not installed: pip install 'aiohttp>=3.12'")

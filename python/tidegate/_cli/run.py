@@ -14,7 +14,15 @@ from typing import Any, Self, TextIO
 
 import msgspec
 
-from tidegate import DeadlineExceededError, RateLimitScheduler, Reply, RequestCancelledError, SchedulerClosedError
+from tidegate import (
+    ContinuousCollector,
+    DeadlineExceededError,
+    RateLimitScheduler,
+    Reply,
+    ReplyStream,
+    RequestCancelledError,
+    SchedulerClosedError,
+)
 from tidegate._cli import interrupt
 from tidegate._cli.config import Plan
 from tidegate._cli.problems import BadFileError, Problem
@@ -79,6 +87,23 @@ def targets_of(plan: Plan) -> tuple[list[str] | None, Targets]:
     return targets, source
 
 
+def collector_of(plan: Plan, targets: Sequence[str], source: Targets) -> ContinuousCollector:
+    """What collects the targets again and again; with the usual interval, if the plan has none."""
+    run = plan.run
+    return ContinuousCollector(plan.scheduler, targets, overrun=run.overrun, spread=run.spread, **options_of(plan, source))
+
+
+def options_of(plan: Plan, source: Targets) -> dict[str, Any]:
+    """The options of requests: those of each target, where its line may have some."""
+    run = plan.run
+    options: dict[str, Any] = {"priority": int(run.priority), "timeout": None if run.timeout is None else float(run.timeout)}
+    if run.interval is not None:
+        options["interval"] = float(run.interval)
+    for name in plan.targets.options:
+        options[name] = source.option(name, options.get(name))
+    return options
+
+
 @dataclass
 class Run:
     """One run: what has come back so far, and how it ended."""
@@ -93,6 +118,7 @@ class Run:
     waits: Counter[str] = field(default_factory=Counter)
     written: int = 0
     unwritten: int = 0
+    collector: ContinuousCollector | None = None
     problem: str | None = None
     interrupted: bool = False
     seconds: float = 0.0
@@ -115,7 +141,8 @@ class Run:
         """
         loop = asyncio.get_running_loop()
         async with self.scheduler:
-            meter = Meter(self.scheduler, lambda: self.done, self.total, loop.time)
+            once = self.total if self.plan.run.interval is None else None
+            meter = Meter(self.scheduler, lambda: self.done, once, loop.time)
             line = Line(out, meter.line)
             say = _say_nothing if quiet else line.say
             with ExitStack() as stack:
@@ -152,11 +179,9 @@ class Run:
         return interrupt.CODE if self.interrupted else 1 if self.problem or self.failures or self.expired else 0
 
     async def _collect(self, say: Callable[[str], object]) -> None:
-        # With options of their own the last one may be the most urgent: all are accepted before any goes.
-        ahead = min(self.total, MOST_AHEAD) if self.total is not None and self.plan.targets.options else None
         async with Writer(self) as writer:
             try:
-                async with self.scheduler.map(self._source(), ahead=ahead, **self._options()) as replies:
+                async with self._replies() as replies:
                     async for reply in replies:
                         if self._take(reply):
                             await writer.put(reply)
@@ -164,6 +189,17 @@ class Run:
                 self.problem = f"stopped: {self.source.source}: {error}"
         for text in self.source.told if self.targets is None else ():
             say(text)
+
+    def _replies(self) -> ReplyStream | ContinuousCollector:
+        """Of all targets once, or again and again."""
+        run, options = self.plan.run, options_of(self.plan, self.source)
+        if run.interval is None:
+            # With options of their own the last one may be the most urgent: all are accepted before any goes.
+            ahead = min(self.total, MOST_AHEAD) if self.total is not None and self.plan.targets.options else None
+            return self.scheduler.map(self._source(), ahead=ahead, **options)
+        assert self.targets is not None
+        self.collector = collector_of(self.plan, self.targets, self.source)
+        return self.collector
 
     def _source(self) -> Sequence[str] | AsyncIterable[str]:
         if self.targets is not None:
@@ -174,15 +210,6 @@ class Run:
     def total(self) -> int | None:
         """How many targets there are, if that is known."""
         return None if self.targets is None else len(self.targets)
-
-    def _options(self) -> dict[str, Any]:
-        """The options of the requests: those of each target, where its line may have some."""
-        run = self.plan.run
-        timeout = None if run.timeout is None else float(run.timeout)
-        options: dict[str, Any] = {"priority": int(run.priority), "timeout": timeout}
-        for name in self.plan.targets.options:
-            options[name] = self.source.option(name, options.get(name))
-        return options
 
     def _take(self, reply: Reply) -> bool:
         """Count a reply; whether it is one to keep."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tidegate import ContinuousCollector
 from tidegate._cli.targets import Targets
 from tidegate._snapshot import Snapshot
 
@@ -24,7 +25,7 @@ def sum_up(run: Run, snapshot: Snapshot) -> dict[str, Any]:
             "distinct": total,
             "duplicates": run.source.duplicates,
             "bad_lines": run.source.bad,
-            "not_taken": None if total is None else total - ledger.accepted,
+            "not_taken": None if total is None or run.collector is not None else total - ledger.accepted,
         },
         "requests": {
             "accepted": ledger.accepted,
@@ -33,6 +34,7 @@ def sum_up(run: Run, snapshot: Snapshot) -> dict[str, Any]:
             "expired": run.expired,
             "cancelled": ledger.accepted - run.done,
         },
+        "polls": None if run.collector is None else _polls(run.collector),
         "failures": dict(run.failures.most_common()),
         "output": {
             "file": run.plan.output.file if run.plan.output.file == "-" else str(run.sink.path),
@@ -56,6 +58,11 @@ def sum_up(run: Run, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+def _polls(collector: ContinuousCollector) -> dict[str, Any]:
+    statistics = collector.statistics()
+    return {**msgspec.to_builtins(statistics), "balanced": statistics.balanced}
+
+
 def told(summary: Mapping[str, Any]) -> str:
     """A summary in words."""
     requests, targets, output = summary["requests"], summary["targets"], summary["output"]
@@ -66,6 +73,10 @@ def told(summary: Mapping[str, Any]) -> str:
         lines.append(f"          {targets['not_taken']} of them not taken")
     ends = " + ".join(f"{requests[end]} {end}" for end in ("collected", "failed", "expired", "cancelled"))
     lines.append(f"requests  {requests['accepted']} accepted = {ends}")
+    if (polls := summary["polls"]) is not None:
+        left_out = f"{polls['coalesced']} coalesced, {polls['skipped']} skipped"
+        lag = polls["lag"]
+        lines.append(f"polls     {polls['planned']} planned, {left_out}; {lag['p50']:.2f} s late, at most {lag['max']:.2f} s")
     if summary["failures"]:
         lines.append(f"failed    {', '.join(f'{count} {reason}' for reason, count in summary['failures'].items())}")
     not_written = f", {output['not_written']} not written" if output["not_written"] else ""
