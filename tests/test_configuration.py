@@ -275,6 +275,27 @@ def test_round_takes_as_long_as_the_limits_of_all_backends_say(tmp_path):
     assert "round     has no limit but the concurrency and the servers' speed" in check(text, tmp_path, code=0)
 
 
+def test_interval_that_can_be_kept_and_one_that_cannot(tmp_path):
+    text = f"{BACKEND}[targets]\nlist = {list(range(50))}\n[run]\ninterval = '1min'\noverrun = 'skip'\n"
+    told = check(text, tmp_path, code=0)
+    assert "run       every 1 min, skip what is late, spread; order strict" in told
+    assert "round     all 50 targets may go at once" in told
+    assert "interval  can be kept: 50 targets ask api for 0.833/s of the 1.67/s that it allows (50%)" in told
+    told = check(text.replace("1min", "10s"), tmp_path, code=0)
+    assert "interval  CANNOT be kept: 50 targets ask api for 5/s of the 1.67/s that it allows, 3 times too much" in told
+    assert "an interval of 30 s would fit" in told
+
+
+def test_interval_of_each_target_needs_one_for_all_others(tmp_path):
+    (tmp_path / "ids.csv").write_text("target,interval\none,1min\ntwo,\nthree,30\n")
+    text = f'{BACKEND}[targets]\nfile = "ids.csv"\noptions = ["interval"]\n'
+    assert problems(text, tmp_path) == [
+        'tidegate.toml:7  [targets] options: for "interval" give [run] one, which is that of all others'
+    ]
+    told = check(f"{text}[run]\ninterval = '20s'\n", tmp_path, code=0)
+    assert "3 targets ask api for 0.1/s" in told
+
+
 def test_targets_that_lead_nowhere_are_left_out(tmp_path):
     text = BACKEND.replace("https://api.example/items/{target}", "{target}") + '[targets]\nfile = "urls.txt"\n'
     (tmp_path / "urls.txt").write_text("https://a.example/1\nhello\nftp://b.example/\nhttps://\nhttp://b.example\n")

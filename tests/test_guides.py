@@ -33,6 +33,20 @@ def test_first_one_comes_to_what_is_shown(tmp_path, monkeypatch):
     assert check(blocks("toml")[0], tmp_path, monkeypatch) == (0, blocks("text")[0])
 
 
+def test_interval_that_cannot_be_kept_is_told_as_shown(tmp_path, monkeypatch):
+    text = """\
+[[backend]]
+name = "api"
+url = "https://api.example/{target}"
+quota = "100/min"
+[run]
+interval = "10s"
+"""
+    code, output = check(f"{text}[targets]\nlist = {list(range(50))}\n", tmp_path, monkeypatch)
+    assert code == 0
+    assert blocks("text")[1] in output
+
+
 def test_errors_are_told_as_shown(tmp_path, monkeypatch):
     text = """\
 
@@ -50,7 +64,7 @@ concurency = 3
 [targets]
 list = []
 """
-    assert check(text, tmp_path, monkeypatch) == (2, blocks("text")[1])
+    assert check(text, tmp_path, monkeypatch) == (2, blocks("text")[2])
 
 
 def test_lines_are_as_shown():

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tidegate import Backend, ConfigError, RateLimitScheduler, Retry
+from tidegate import Backend, ConfigError, ContinuousCollector, RateLimitScheduler, Retry
 
 
 class Terminal(io.StringIO):
@@ -165,3 +165,30 @@ async def test_wrong_word_is_refused():
         with pytest.raises(ConfigError, match="progress='tqdm': give True, False, or 'auto'") as caught:
             scheduler.map([1], progress="tqdm")
     assert caught.value.option == "progress"
+
+
+async def test_collector_says_how_late_it_is(terminal, quiet):
+    with redirect_stderr(terminal):
+        async with RateLimitScheduler([Backend("api", handler, "20/400ms")], retry=Retry(attempts=1)) as scheduler:
+            taken = 0
+            async for _ in ContinuousCollector(scheduler, range(10), interval=0.1, progress=True):
+                taken += 1
+                if taken == 50:
+                    break
+            await asyncio.sleep(0)
+            assert not [task for task in asyncio.all_tasks() if task.get_name() == "tidegate-progress"]
+    rows = [row.strip() for row in terminal.getvalue().split("\r")[1:]]
+    assert len(rows) > 3
+    assert re.fullmatch(r"\d+  \d+\.\d/s  \d+ in flight  .*0 rejected  \d+ failed  [\d.]+ s late", rows[-1])
+    assert int(rows[-1].split()[0]) >= 50
+    assert terminal.getvalue().endswith("\n")
+
+
+async def test_collector_is_silent_unless_asked(terminal):
+    with redirect_stderr(terminal):
+        async with RateLimitScheduler([Backend("api", handler)]) as scheduler:
+            async for _ in ContinuousCollector(scheduler, range(2), interval=0.1):
+                break
+            with pytest.raises(ConfigError, match="progress=1"):
+                ContinuousCollector(scheduler, range(2), progress=1)
+    assert terminal.getvalue() == ""

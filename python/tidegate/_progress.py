@@ -65,13 +65,22 @@ class Meter:
         done: Gives how many have come back.
         total: How many there are, if that is known.
         now: The clock.
+        more: Gives what else there is to say; empty for nothing.
     """
 
-    def __init__(self, source: Source, done: Callable[[], int], total: int | None, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        done: Callable[[], int],
+        total: int | None,
+        now: Callable[[], float],
+        more: Callable[[], str] = str,
+    ) -> None:
         self.done = done
         self.total = total
         self._source = source
         self._now = now
+        self._more = more
         ledger = source.ledger()
         self._before = (sum(backend.rejected for backend in source.snapshot().backends.values()), ledger.dead + ledger.expired)
         self._samples = deque([(now(), done())])
@@ -90,6 +99,8 @@ class Meter:
         parts.append(f"{sum(backend.rejected for backend in backends.values()) - rejected} rejected")
         if failures := ledger.dead + ledger.expired - failed:
             parts.append(f"{failures} failed")
+        if extra := self._more():
+            parts.append(extra)
         return "  ".join(parts)
 
     def line(self) -> str:

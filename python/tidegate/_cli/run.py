@@ -142,7 +142,7 @@ class Run:
         loop = asyncio.get_running_loop()
         async with self.scheduler:
             once = self.total if self.plan.run.interval is None else None
-            meter = Meter(self.scheduler, lambda: self.done, once, loop.time)
+            meter = Meter(self.scheduler, lambda: self.done, once, loop.time, self._late)
             line = Line(out, meter.line)
             say = _say_nothing if quiet else line.say
             with ExitStack() as stack:
@@ -210,6 +210,10 @@ class Run:
     def total(self) -> int | None:
         """How many targets there are, if that is known."""
         return None if self.targets is None else len(self.targets)
+
+    def _late(self) -> str:
+        """How late a collection is, for the line of progress."""
+        return "" if self.collector is None else f"{self.collector.statistics().lag.p90:.2g} s late"
 
     def _take(self, reply: Reply) -> bool:
         """Count a reply; whether it is one to keep."""
