@@ -238,6 +238,18 @@ async def test_open_file_is_written_to_and_left_open():
     os.close(reading)
 
 
+async def test_reader_of_a_pipe_that_leaves_is_an_error(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    sink = JsonLines(tmp_path / "pipe")
+    await sink.write(await replies_of("x"))
+    assert json.loads(os.read(reading, 1000))["value"] == "x"
+    os.close(reading)
+    with pytest.raises(SinkError, match="Broken pipe: 0 of 1 replies were written"):
+        await sink.write(await replies_of("y"))
+    sink.close()
+
+
 async def test_cancelled_write_is_finished(tmp_path):
     replies = await replies_of(*["x" * 1000] * 2000)
     sink = JsonLines(tmp_path / "out.jsonl")

@@ -241,7 +241,9 @@ class JsonLines:
             self._size = None
             return self.path
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | BINARY, 0o644)
+            # Of a pipe only the writing end: whoever holds both never hears that its reader has left.
+            access = os.O_WRONLY if _is_device(self.path) else os.O_RDWR
+            file = os.open(self.path, access | os.O_APPEND | os.O_CREAT | BINARY, 0o644)
         except OSError as error:
             raise SinkError(f"{self.path}: {error.strerror}", path=self.path, errno=error.errno) from None
         try:
@@ -336,6 +338,11 @@ class _PartlyError(OSError):
         super().__init__(error.errno, error.strerror)
         self.error = error
         self.count = count
+
+
+def _is_device(path: str) -> bool:
+    """Whether it is there and no regular file: a pipe, a terminal."""
+    return Path(path).exists() and not Path(path).is_file()
 
 
 def _number(name: str, of: str) -> int:

@@ -515,3 +515,31 @@ def test_collection_outlives_a_server_that_dies_and_returns(configure, server, t
     assert ended[0]
     assert not all(ended)
     assert ended[-1]
+
+
+WITHOUT_AIOHTTP = [sys.executable, "-c", "import sys; sys.modules['aiohttp'] = None; from tidegate._cli import main; main()"]
+
+
+def test_without_aiohttp_plans_are_checked_and_runs_are_told_what_is_missing(configure):
+    file = configure(rest=OUTPUT)
+    checked = subprocess.run([*WITHOUT_AIOHTTP, "check", file], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "can be run" in checked.stdout
+    run = subprocess.run([*WITHOUT_AIOHTTP, "run", file], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr == f"{file}:1  aiohttp, which sends over HTTP, is not installed: pip install 'aiohttp>=3.12'\n"
+
+
+def test_slow_disk_slows_the_run_and_loses_nothing(configure, server, tmp_path):
+    """A pipe that is read slowly: what waits to be written is bounded, and so is what is asked for meanwhile."""
+    file = configure(backend='quota = "100k/s"\nconcurrency = 50', rest='[output]\nfile = "pipe"', targets=many(3000))
+    os.mkfifo(tmp_path / "pipe")
+    run = start("run", file)
+    with (tmp_path / "pipe").open("rb") as pipe:
+        time.sleep(2)
+        asked = len(server.asked)
+        assert asked < 3000
+        data = pipe.read()
+    finish(run, code=0)
+    assert len(data.splitlines()) == 3000
+    assert data.endswith(b"\n")

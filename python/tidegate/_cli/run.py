@@ -36,7 +36,7 @@ logger = logging.getLogger("tidegate")
 
 MOST_AHEAD = 1_000_000
 """Targets that are accepted and have not come back."""
-MOST_UNWRITTEN = 1000
+MOST_UNWRITTEN = 256
 """Replies that wait to be written; then no more are taken."""
 
 
@@ -149,7 +149,7 @@ class Run:
                 stack.enter_context(_logged(line, quiet=quiet))
                 for text in self.source.told:
                     say(text)
-                if not quiet and not is_off():
+                if not quiet and not is_off() and not (self.sink.path == 1 and sys.stdout.isatty()):
                     line.start()
                     stack.callback(line.stop)
                 heard = stack.enter_context(interrupt.interruptible(self.scheduler, say, signal.SIGINT, signal.SIGTERM))
@@ -262,7 +262,7 @@ class Writer:
 
     async def put(self, reply: Reply) -> None:
         """Have a reply written, some time soon; waits while many are before it."""
-        if self._run.problem is not None:
+        if self._task is None or self._task.done():
             self._run.unwritten += 1
             return
         self._batch.append(reply)
@@ -287,6 +287,7 @@ class Writer:
                 run.unwritten += len(batch) - error.written + len(self._batch)
                 run.problem = f"stopped, for the output failed: {error}"
                 self._batch.clear()
+                self._room.set()
                 self._closing = asyncio.get_running_loop().create_task(run.scheduler.close())
                 return
             run.written += len(batch)
