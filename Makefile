@@ -80,7 +80,7 @@ $(TOOLS): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ echo 'no virtual environment could be made (Debian: apt-get install python3-venv)' >&2; exit 1; }
 	$(BIN)/python -m pip install 'pip>=25.1'
-	$(BIN)/python -m pip install --group dev
+	URLLIB3_NO_OVERRIDE=1 $(BIN)/python -m pip install --no-binary urllib3-future --group dev # else it replaces urllib3, which is requests'
 	@touch $@
 
 $(BUILT): $(TOOLS) $(RUST)

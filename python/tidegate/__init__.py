@@ -35,6 +35,7 @@ from tidegate._order import Aging, Fair, Order
 from tidegate._outcome import Outcome
 from tidegate._quota import BackendQuota, Limit
 from tidegate._request_queue import RequestQueue
+from tidegate._run import run
 from tidegate._scheduler import RateLimitScheduler
 from tidegate._snapshot import Event, Ledger, Snapshot
 from tidegate._stream import ReplyStream
@@ -80,6 +81,7 @@ __all__ = [
     "TidegateError",
     "__version__",
     "bound",
+    "run",
 ]
 
 # Where users find them, whatever module they are written in.

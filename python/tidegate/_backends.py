@@ -113,6 +113,11 @@ class Backends:
             if other is entry or (group is not None and other.quota.group == group):
                 other.quota = quota
 
+    def quota(self, name: str) -> BackendQuota | None:
+        """What one may do now; None for one that is not there."""
+        entry = self._entries.get(name)
+        return None if entry is None else entry.quota
+
     async def open(self) -> None:
         """Let each open what it owns, in order of declaration."""
         for entry in list(self._entries.values()):

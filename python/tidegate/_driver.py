@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from threading import get_ident
 from time import monotonic
 from typing import Protocol
 from weakref import WeakSet
@@ -52,6 +53,7 @@ class Driver:
         self.core = core
         self._in_words = in_words
         self.loop = asyncio.get_running_loop()
+        self.thread = get_ident()
         self._clock = clock
         self._context = copy_context()
         self._workers = Workers(core, self.loop, self._context)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -17,7 +18,7 @@ Submit = Callable[[Runner], Awaitable[_core.Ticket]]
 
 
 class Lease:
-    """A permit of one backend, held while the body of `async with scheduler.slot(...)` runs.
+    """A permit of one backend, held while the body of `async with scheduler.slot(...)`, or of `slot_blocking`, runs.
 
     Attributes:
         backend: Name of the backend.
@@ -43,6 +44,10 @@ class Lease:
         """Wait until one more message may be sent; see `Request.recharge`."""
         await self._request.recharge(cost, scopes=scopes)
 
+    def recharge_blocking(self, cost: int = 1, *, scopes: Mapping[str, str] | None = None) -> None:
+        """Block the thread until one more message may be sent; see `Request.recharge_blocking`."""
+        self._request.recharge_blocking(cost, scopes=scopes)
+
     def __repr__(self) -> str:
         return f"<Lease of {self.backend!r}>"
 
@@ -55,11 +60,13 @@ class Slot:
 
     def __init__(self, submit: Submit) -> None:
         self._submit: Submit | None = submit
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ticket: _core.Ticket | None = None
         self._granted: asyncio.Future[_core.Request | None] | None = None
         self._released: asyncio.Future[BaseException | None] | None = None
         self._is_left = False
         self._when_left: Report | None = None
+        self._debt: asyncio.Task[None] | None = None
         # For a deadline that comes in the body: whose body it is, and how often that was to be cancelled before.
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
@@ -76,7 +83,7 @@ class Slot:
         if submit is None:
             msg = "a slot is used once; call slot() for another"
             raise RuntimeError(msg)
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._granted = granted = loop.create_future()
         self._released = loop.create_future()
         self._ticket = ticket = await submit(self)
@@ -112,6 +119,52 @@ class Slot:
         if task.uncancel() <= self._cancelling and exc_type is asyncio.CancelledError:
             raise self._missed from exc
 
+    @property
+    def missed(self) -> TidegateError | None:
+        """What to raise, if `timeout` passed while the permit was held."""
+        return self._missed
+
+    def leave(self, error: BaseException | None) -> None:
+        """Have the permit given back, from any thread and from a finalizer; once it is back this does nothing.
+
+        For who enters and leaves in different tasks or threads. Then nothing is cancelled when `timeout` passes; see `missed`.
+        """
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nothing goes on any more
+                self._loop.call_soon_threadsafe(self._leave, error)
+
+    def owe(self, lease: Lease, count: int, scopes: Mapping[str, str] | None = None) -> None:
+        """Charge messages that have left already, from any thread: ahead of what waits, and the permit is held until then."""
+        loop = self._loop
+        if loop is None:
+            return
+
+        async def pay() -> None:
+            with suppress(TidegateError):  # it was closed meanwhile
+                for _ in range(count):
+                    await lease.recharge(scopes=scopes)
+
+        def start() -> None:
+            self._debt = loop.create_task(pay())
+
+        with suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(start)
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._debt is not None and not self._debt.done():
+            self._debt.add_done_callback(lambda _: self._leave(error))
+            return
+        self._debt = None
+        self._is_left = True
+        if self._released is not None and not self._released.done():
+            self._released.set_result(error)
+        if self._when_left is not None:
+            self._when_left()
+        if self._ticket is not None:
+            self._ticket._forget()  # noqa: SLF001 - what the body raised, its own caller hears
+        # All of these refer to this object: as their target, their runner.
+        self._ticket = self._granted = self._released = self._when_left = None
+
     async def __call__(self, request: _core.Request) -> None:
         """Hold the permit for the body: the runner of this request."""
         granted, released = self._granted, self._released
@@ -137,17 +190,6 @@ class Slot:
             report()
         else:
             self._when_left = report
-
-    def _leave(self, error: BaseException | None) -> None:
-        self._is_left = True
-        if self._released is not None and not self._released.done():
-            self._released.set_result(error)
-        if self._when_left is not None:
-            self._when_left()
-        if self._ticket is not None:
-            self._ticket._forget()  # noqa: SLF001 - what the body raised, its own caller hears
-        # All of these refer to this object: as their target, their runner.
-        self._ticket = self._granted = self._released = self._when_left = None
 
     def _cancel_late_body(self) -> None:
         reply = self._ticket._reply() if self._ticket is not None else None  # noqa: SLF001

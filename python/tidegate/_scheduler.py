@@ -16,6 +16,7 @@ from weakref import ref
 from tidegate import _core
 from tidegate._backend import Backend
 from tidegate._backends import Backends
+from tidegate._blocking_slot import BlockingSlot
 from tidegate._clock import ManualClock
 from tidegate._driver import Driver
 from tidegate._errors import ConfigError, QueueFullError, SchedulerClosedError
@@ -374,6 +375,48 @@ class RateLimitScheduler:
             return ticket
 
         return Slot(submit)
+
+    def slot_blocking(
+        self,
+        backend: str,
+        *,
+        cost: int = 1,
+        priority: int = Priority.NORMAL,
+        timeout: float | timedelta | None = None,
+        scopes: Mapping[str, str] | None = None,
+    ) -> BlockingSlot:
+        """The same for threads: `with scheduler.slot_blocking("api") as lease:`, in any thread but the loop's.
+
+        A body cannot be interrupted: one that is longer than `timeout` runs to its end, and then `DeadlineExceededError` is
+        raised. Ctrl-C ends a wait in the main thread, which then holds nothing.
+
+        Args:
+            backend: Name of the backend.
+            cost: Units that it takes of each limit.
+            priority: 0 (most urgent) to 255.
+            timeout: Longest wait for the permit and stay in the body, in seconds.
+            scopes: As of a request.
+
+        Raises:
+            ConfigError, CostExceedsBurstError, SchedulerClosedError: As `fetch`.
+            RuntimeError: This is the loop's own thread, which would wait for itself.
+
+        Thread safety: any thread but the loop's.
+
+        Example:
+            >>> import asyncio
+            >>> def work(scheduler):
+            ...     with scheduler.slot_blocking("api") as lease:
+            ...         return lease.backend
+            >>> async def main():
+            ...     async with RateLimitScheduler([Backend("api", work, "100/s")]) as scheduler:
+            ...         return await asyncio.to_thread(work, scheduler)
+            >>> asyncio.run(main())
+            'api'
+        """
+        driver = self._running()
+        slot = self.slot(backend, cost=cost, priority=priority, timeout=timeout, scopes=scopes)
+        return BlockingSlot(slot, driver.loop, driver.thread)
 
     def add_backend(self, backend: Backend) -> None:
         """Have one more backend from now on. What waits for any backend may go there too.

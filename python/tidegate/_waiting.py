@@ -81,9 +81,18 @@ async def recharge(request: _core.Request, cost: int, scopes: object) -> None:
 
 
 def recharge_blocking(request: _core.Request, cost: int, scopes: object) -> None:
-    """Block the calling thread until the attempt may send one more message."""
+    """Block the calling thread until the attempt may send one more message.
+
+    Interrupted, as by Ctrl-C in the main thread: it is not charged.
+    """
     granted: SimpleQueue[bool] = SimpleQueue()
-    if not request._recharge(cost, scopes, granted.put) and not granted.get():  # noqa: SLF001 - its other half
+    grant = granted.put
+    try:
+        given = request._recharge(cost, scopes, grant) or granted.get()  # noqa: SLF001 - its other half
+    except KeyboardInterrupt:
+        request._withdraw(cost, grant)  # noqa: SLF001
+        raise
+    if not given:
         raise _given_up(request)
 
 

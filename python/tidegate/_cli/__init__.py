@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 import tidegate
-
-INTERRUPTED = 130
+from tidegate._interrupt import CODE as INTERRUPTED
+from tidegate._loops import runner
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -90,14 +90,8 @@ def init(file: Path) -> None:
 def _run(main: Coroutine[object, object, int]) -> int:
     """Run on uvloop where it is installed."""
     try:
-        import uvloop
-    except ImportError:
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
-    try:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(main)
+        with runner() as own:
+            return own.run(main)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
 

@@ -23,11 +23,12 @@ from tidegate import (
     RequestCancelledError,
     SchedulerClosedError,
 )
-from tidegate._cli import interrupt
 from tidegate._cli.config import Plan
 from tidegate._cli.problems import BadFileError, Problem
 from tidegate._cli.summary import sum_up, told
 from tidegate._cli.targets import LineError, Targets, read_all, read_as_they_come
+from tidegate._interrupt import CODE as INTERRUPTED
+from tidegate._interrupt import Interruption
 from tidegate._progress import Line, Meter, is_off
 from tidegate.backends.http import HttpStatusError
 from tidegate.sinks import JsonLines, SinkError
@@ -152,19 +153,20 @@ class Run:
                 if not quiet and not is_off() and not (self.sink.path == 1 and sys.stdout.isatty()):
                     line.start()
                     stack.callback(line.stop)
-                heard = stack.enter_context(interrupt.interruptible(self.scheduler, say, signal.SIGINT, signal.SIGTERM))
+                interruption = Interruption(lambda: self.scheduler.drain(cancel_waiting=True), say)
+                stack.enter_context(interruption.heeded(signal.SIGTERM))
+                interruption.concerns()
                 started_at = loop.time()
                 try:
                     await self._collect(say)
                 except asyncio.CancelledError:
-                    if not heard.happened:
+                    if not interruption.happened:
                         raise
                     _forget_cancellation()
                     await self.scheduler.close()
                 finally:
-                    self.interrupted = heard.happened
+                    self.interrupted = interruption.happened
                     self.seconds = loop.time() - started_at
-                    stack.callback(_end, heard)
             snapshot = self.scheduler.snapshot()
         summary = sum_up(self, snapshot)
         if not quiet:
@@ -176,7 +178,7 @@ class Run:
             with suppress(BrokenPipeError):  # nobody wants to know
                 sys.stdout.write(f"{msgspec.json.encode(summary).decode()}\n")
                 sys.stdout.flush()
-        return interrupt.CODE if self.interrupted else 1 if self.problem or self.failures or self.expired else 0
+        return INTERRUPTED if self.interrupted else 1 if self.problem or self.failures or self.expired else 0
 
     async def _collect(self, say: Callable[[str], object]) -> None:
         async with Writer(self) as writer:
@@ -310,11 +312,6 @@ def _forget_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and hasattr(task, "uncancel"):
         task.uncancel()
-
-
-def _end(heard: interrupt.Interrupt) -> None:
-    for task in heard.draining:
-        task.cancel()
 
 
 @contextmanager

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -16,6 +15,8 @@ import aiohttp
 
 from tidegate import BackendQuota, RateLimitScheduler, Reply, RequestCancelledError, Retry
 from tidegate._demo.servers import fleet
+from tidegate._interrupt import CODE as INTERRUPTED
+from tidegate._interrupt import Interruption
 from tidegate._progress import line
 from tidegate._snapshot import BackendState
 from tidegate.backends.http import HttpBackend
@@ -25,7 +26,6 @@ DECLARED = ("window", "bucket")
 REQUIRED_SHARE = 0.97
 JUDGED_FROM = 8.0
 """Seconds of demand from which a share says something: two of the longest windows."""
-INTERRUPTED = 130
 
 Stats = Mapping[str, Mapping[str, float]]
 
@@ -50,8 +50,11 @@ async def demo(count: int = 500, out: TextIO | None = None) -> int:
         # The sick server may fail a request more than once before another has room for it.
         async with RateLimitScheduler(backends, retry=Retry(attempts=10)) as scheduler:
             run = Run(scheduler, count)
-            with run.interruptible(out):
+            interruption = Interruption(lambda: scheduler.drain(cancel_waiting=True), lambda text: out.write(f"\n{text}\n"))
+            interruption.concerns()
+            with interruption.heeded():
                 await run.collect(out)
+            run.interrupted = interruption.happened
             stats = await read_stats(ports[DECLARED[0]])
     out.write(run.table(stats))
     problems = run.problems(stats)
@@ -126,32 +129,6 @@ class Run:
         backends = self.scheduler.snapshot().backends
         parts = "  ".join(f"{name} {self.collected[name]} (+{backends[name].in_flight})" for name in backends)
         return f"[{bar:20}] {done}/{self.count}  {seconds:4.1f} s  {parts}"
-
-    @contextmanager
-    def interruptible(self, out: TextIO) -> Iterator[None]:
-        """Ctrl-C takes nothing new and finishes what runs; a second one stops now."""
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-        draining: list[asyncio.Task[bool]] = []
-
-        def interrupt() -> None:
-            if self.interrupted:
-                task.cancel()
-                return
-            self.interrupted = True
-            out.write("\nfinishing what runs; Ctrl-C again stops now\n")
-            draining.append(loop.create_task(self.scheduler.drain(cancel_waiting=True)))
-
-        try:
-            loop.add_signal_handler(signal.SIGINT, interrupt)
-        except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread: the caller's own Ctrl-C
-            yield
-            return
-        try:
-            yield
-        finally:
-            loop.remove_signal_handler(signal.SIGINT)
 
     def table(self, stats: Stats) -> str:
         """What was collected, where, and what it waited for."""
