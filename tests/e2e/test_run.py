@@ -370,9 +370,11 @@ def test_targets_from_a_pipe_are_collected_as_they_come(configure, server, tmp_p
     run.stdin.write("first\n# a comment\n\nsecond\n")
     run.stdin.flush()
     until_asked(server, 2, run)
-    run.stdin.write("third")
-    output, _ = finish(run, code=0)
-    adds_up(output, targets=None, written=3)
+    run.stdin.write("\0\nthird")
+    output, errors = finish(run, code=0)
+    summary = adds_up(output, targets=None, written=3)
+    assert summary["targets"]["bad_lines"] == 1
+    assert "standard input:5  has a control character" in errors
     assert {row["target"] for row in lines(tmp_path / "out.jsonl")} == {"first", "second", "third"}
 
 

@@ -150,6 +150,7 @@ class Run:
                 stack.enter_context(_logged(line, quiet=quiet))
                 for text in self.source.told:
                     say(text)
+                self.source.tell = say
                 if not quiet and not is_off() and not (self.sink.path == 1 and sys.stdout.isatty()):
                     line.start()
                     stack.callback(line.stop)
@@ -158,7 +159,7 @@ class Run:
                 interruption.concerns()
                 started_at = loop.time()
                 try:
-                    await self._collect(say)
+                    await self._collect()
                 except asyncio.CancelledError:
                     if not interruption.happened:
                         raise
@@ -180,7 +181,7 @@ class Run:
                 sys.stdout.flush()
         return INTERRUPTED if self.interrupted else 1 if self.problem or self.failures or self.expired else 0
 
-    async def _collect(self, say: Callable[[str], object]) -> None:
+    async def _collect(self) -> None:
         async with Writer(self) as writer:
             try:
                 async with self._replies() as replies:
@@ -189,8 +190,6 @@ class Run:
                             await writer.put(reply)
             except (LineError, OSError) as error:  # of standard input
                 self.problem = f"stopped: {self.source.source}: {error}"
-        for text in self.source.told if self.targets is None else ():
-            say(text)
 
     def _replies(self) -> ReplyStream | ContinuousCollector:
         """Of all targets once, or again and again."""

@@ -38,6 +38,7 @@ class Targets:
         options: Of those that have any of their own, by target.
         bad: Lines that were left out; of the first few, what is wrong.
         duplicates: Those that were there before, and were left out.
+        tell: Told of each of the first few bad lines, when they come while it is collected.
     """
 
     source: str
@@ -45,12 +46,16 @@ class Targets:
     bad: int = 0
     told: list[str] = field(default_factory=list)
     duplicates: int = 0
+    tell: Callable[[str], object] | None = None
 
     def leave_out(self, line: int, reason: str) -> None:
         """Note a bad line."""
         self.bad += 1
         if self.bad <= MOST_TOLD:
-            self.told.append(f"{self.source}:{line}  {reason}")
+            text = f"{self.source}:{line}  {reason}"
+            self.told.append(text)
+            if self.tell is not None:
+                self.tell(text)
 
     @property
     def left_out(self) -> str:
