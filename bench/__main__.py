@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import collector
 import dispatch
 import idle
 import limiter
@@ -14,7 +15,7 @@ import submit
 from measure import HEADER, LOOPS, Row, as_record, refuse_debug_build, versions
 
 RESULTS = Path(__file__).parent / "results"
-BENCHES = ("dispatch", "fetch", "submit", "limiter", "memory", "idle")
+BENCHES = ("dispatch", "fetch", "submit", "limiter", "memory", "idle", "collector")
 LEAST_ROUNDS = 5
 METHOD = (
     "All contenders of a row run in one process, in turn. A value is the ratio of their least CPU times over the rounds, "
@@ -37,6 +38,8 @@ def measured(benches: list[str], loops: list[str], rounds: int) -> Iterator[Row]
         yield from memory.rows()
     if "idle" in benches:
         yield from idle.rows()
+    if "collector" in benches:
+        yield from collector.rows(loops)
 
 
 def main() -> None:

@@ -17,12 +17,25 @@ each() { # command with @ for the size...: instructions a request
 	echo $(((high - low) / (many - few)))
 }
 
-cargo build --quiet --release --locked --package tidegate-core --example instructions
-engine=${CARGO_TARGET_DIR:-target}/release/examples/instructions
+cargo build --quiet --release --locked --package tidegate-core --example instructions --example scopes
+examples=${CARGO_TARGET_DIR:-target}/release/examples
+engine=$examples/instructions
 
 printf '%-44s %s\n' 'engine alone' 'instructions a request'
 for load in submit submit-timeout cycle cycle-timeout cycle-held cycle-two-limits cycle-three-backends cycle-dead; do
 	printf '  %-42s %6d\n' "$load" "$(each "$engine" $load @)"
+done
+
+printf '%-44s %s\n' 'a dispatch with limits per host' 'instructions a request'
+for load in 'strict 100 1' 'strict 10000 1' 'strict 100000 1' 'strict 10000 50' 'strict 10000 500' 'fair 10000 1'; do
+	set -- $load
+	printf '  %-42s %6d\n' "$1, $2 hosts, accounts: $3" "$(each "$examples/scopes" dispatch $load @)"
+done
+
+printf '%-44s %s\n' 'the state of a host' 'bytes a host'
+for load in 'bucket 10000' 'bucket 100000' 'bucket 1000000' 'window 100000'; do
+	set -- $load
+	printf '  %-42s %6d\n' "$1, $2 hosts" "$("$examples/scopes" memory $load)"
 done
 
 printf '%-44s\n' 'in Python, uvloop, a handler that does not suspend'

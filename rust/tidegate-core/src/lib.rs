@@ -19,6 +19,7 @@ pub mod retry;
 pub mod retry_after;
 pub mod route;
 pub mod sim;
+mod steps;
 mod sync;
 pub mod time;
 pub mod wheel;

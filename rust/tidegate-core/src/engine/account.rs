@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::{Bound, Range};
 
 use super::backend::{Blocked, Cause};
-use super::lease::LeaseId;
+use super::lease::{LeaseId, OnTheWay};
 use super::tally::Tally;
 use crate::limit::{Limit, Margin, Quota};
 use crate::time::{Instant, Span};
@@ -33,8 +33,8 @@ pub(super) struct Account {
     pub(super) timer: Option<TimerId>,
     /// Running attempts that wait to send one more message, ahead of the queue.
     pub(super) recharges: VecDeque<Extra>,
-    /// What each value of a scope may do on it, by the number of the scope.
-    pub(super) scoped: Box<[(u16, Box<[Limit]>)]>,
+    /// What each value of a scope may do on it at first, by the number of the scope.
+    pub(super) scoped: Box<[(u16, Quota)]>,
     /// The scope of which a message was rejected last, and when.
     pub(super) rejected_scope: Option<(u32, Instant)>,
     /// Longest time seen between a send and its headers.
@@ -52,7 +52,7 @@ pub(super) struct Account {
 impl Account {
     pub(super) fn new(
         limits: &[Limit],
-        scoped: &[(u16, Box<[Limit]>)],
+        scoped: &[(u16, Quota)],
         concurrency: Option<u32>,
         backend: u16,
         has_siblings: bool,
@@ -77,8 +77,7 @@ impl Account {
 
     /// The largest cost that it ever admits.
     pub(super) fn capacity(&self) -> u32 {
-        let scoped = self.scoped.iter().flat_map(|(_, limits)| limits).map(Limit::capacity);
-        scoped.fold(self.quota.capacity(), u32::min)
+        self.scoped.iter().map(|(_, fresh)| fresh.capacity()).fold(self.quota.capacity(), u32::min)
     }
 
     /// The cap on its concurrency, if there is one.
@@ -87,14 +86,8 @@ impl Account {
     }
 
     /// Replaces the limits and the cap. What has been sent counts against the new ones too.
-    pub(super) fn set_quota(
-        &mut self,
-        now: Instant,
-        limits: &[Limit],
-        concurrency: Option<u32>,
-        (unacked, unfinished): (u32, u32),
-    ) {
-        self.quota = self.quota.with_limits(now, limits, unacked, unfinished);
+    pub(super) fn set_quota(&mut self, now: Instant, limits: &[Limit], concurrency: Option<u32>, on_the_way: OnTheWay) {
+        self.quota = self.quota.with_limits(now, limits, on_the_way.unacked, on_the_way.unfinished);
         self.concurrency = concurrency.unwrap_or(u32::MAX);
     }
 
@@ -216,6 +209,8 @@ impl Accounts {
 }
 
 impl Several {
+    /// Apart, so that nothing is laid out for it where there is one account.
+    #[inline(never)]
     fn change(&mut self, account: u32, in_flight: u32, before: Option<Cause>, after: Option<Cause>) -> Option<Cause> {
         let limited = |cause| u32::from(cause == Some(Cause::Limit));
         self.limited = self.limited + limited(after) - limited(before);

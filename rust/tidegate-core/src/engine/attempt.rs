@@ -226,10 +226,9 @@ impl Engine {
                 Outcome::Neutral => self.die(now, slot, index),
             },
         };
-        let scopes = std::mem::take(&mut self.leases.get_mut(index).scopes);
-        self.leases.remove(index);
-        for scope in scopes {
-            self.release_scope(now, scope);
+        let scopes = self.leases.remove(index);
+        if !scopes.is_empty() {
+            self.release_scopes(now, scopes);
         }
         self.vacate(account, id);
         if dropped {
@@ -257,8 +256,8 @@ impl Engine {
     fn succeeded(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
         let waits = self.waits_with(now, slot, lease);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed);
-        self.ledger.leased -= 1;
         let age = self.requests.age(now, slot);
+        self.ledger.leased -= 1;
         let entry = self.requests.get_mut(slot);
         if entry.flags.held {
             entry.state = State::Done;
@@ -413,47 +412,60 @@ impl Engine {
     #[inline]
     fn answered(&mut self, now: Instant, index: u32, rejection: bool, retry_after: Option<Span>) {
         let lease = self.leases.get_mut(index);
-        let (backend, account) = (BackendId(lease.backend), lease.account);
-        let (sent_at, unacked) = (lease.sent_at, std::mem::take(&mut lease.unacked));
+        let (backend, account, sent_at) = (BackendId(lease.backend), lease.account, lease.sent_at);
+        let unacked = std::mem::take(&mut lease.unacked);
         // The acknowledgement and the outcome of one attempt are one rejection.
         let was_rejected = lease.rejected;
         lease.rejected |= rejection;
-        let scopes = std::mem::take(&mut lease.scopes);
+        let is_scoped = !lease.scopes.is_empty();
         let charged = &mut self.accounts[account as usize];
         if unacked > 0 {
             charged.longest_latency = charged.longest_latency.max(now.since(sent_at));
             charged.quota.ack_sent(now, sent_at, unacked);
-            for &scope in &scopes {
-                self.scopes.get_mut(scope).quota.ack_sent(now, sent_at, unacked);
-            }
         }
-        if !was_rejected && rejection {
+        if was_rejected {
+            // It has been told.
+        } else if rejection {
             self.tally(account).lost(unacked);
             self.backends[usize::from(backend.0)].rejections += 1;
-            let is_of_account = self.is_of_account(now, account, &scopes);
-            if is_of_account {
+            if self.is_of_account(now, index) {
                 self.rejected(now, sent_at, retry_after, (backend, account, None));
             } else {
                 // It says nothing about the limits that it was charged to besides.
                 self.accounts[account as usize].quota.unanswered(sent_at);
             }
-            for &scope in &scopes {
-                self.rejected(now, sent_at, retry_after, (backend, account, Some(scope)));
+        } else if charged.quota.accepted(sent_at) {
+            self.push_event(Event::LimitReopened { backend, scope: None });
+        }
+        if is_scoped {
+            self.scopes_answered(now, index, unacked, (!was_rejected).then_some((rejection, retry_after)));
+        }
+        self.limit_changed(now, account);
+        if is_scoped {
+            self.scopes_changed(now, index);
+        }
+    }
+
+    /// The same for the scopes that an attempt is charged to; what the server said of it, if that is news.
+    fn scopes_answered(&mut self, now: Instant, index: u32, unacked: u32, news: Option<(bool, Option<Span>)>) {
+        let lease = self.leases.get_mut(index);
+        let (backend, account, sent_at) = (BackendId(lease.backend), lease.account, lease.sent_at);
+        let scopes = std::mem::take(&mut lease.scopes);
+        for &scope in &scopes {
+            let quota = &mut self.scopes.get_mut(scope).quota;
+            if unacked > 0 {
+                quota.ack_sent(now, sent_at, unacked);
             }
-        } else if !was_rejected {
-            if self.accounts[account as usize].quota.accepted(sent_at) {
-                self.push_event(Event::LimitReopened { backend, scope: None });
-            }
-            for &scope in &scopes {
-                if self.scopes.get_mut(scope).quota.accepted(sent_at) {
+            match news {
+                Some((true, retry_after)) => self.rejected(now, sent_at, retry_after, (backend, account, Some(scope))),
+                Some((false, _)) if quota.accepted(sent_at) => {
                     let scope = Some(self.scopes.scope(scope));
                     self.push_event(Event::LimitReopened { backend, scope });
                 }
+                _ => {}
             }
         }
         self.leases.get_mut(index).scopes = scopes;
-        self.limit_changed(now, account);
-        self.scopes_changed(now, index);
     }
 
     /// The server rejected a message: the quota of an account, or of a scope on it, closes.
@@ -521,11 +533,8 @@ impl Engine {
         let lease = self.leases.get_mut(index);
         let (account, started_at, unfinished) = (lease.account, lease.started_at, std::mem::take(&mut lease.unfinished));
         let charged = &mut self.accounts[account as usize];
-        let mut waits = charged.quota.waits_for_finish();
-        for &scope in &lease.scopes {
-            waits |= self.scopes.get(scope).quota.waits_for_finish();
-        }
-        if unfinished == 0 || !waits {
+        let waits = |scope: &u32| self.scopes.get(*scope).quota.waits_for_finish();
+        if unfinished == 0 || !(charged.quota.waits_for_finish() || lease.scopes.iter().any(waits)) {
             return;
         }
         charged.longest_latency = charged.longest_latency.max(now.since(started_at));
@@ -611,6 +620,11 @@ impl Engine {
     /// waited to: then its account is to be reopened once all is settled.
     #[inline]
     fn drop_recharges(&mut self, now: Instant, account: u32, lease: LeaseId) -> bool {
+        !self.accounts[account as usize].recharges.is_empty() && self.drop_recharges_of(now, account, lease)
+    }
+
+    #[inline(never)]
+    fn drop_recharges_of(&mut self, now: Instant, account: u32, lease: LeaseId) -> bool {
         let mut dropped = false;
         while let Some(at) = self.accounts[account as usize].recharges.iter().position(|extra| extra.lease == lease) {
             dropped = true;

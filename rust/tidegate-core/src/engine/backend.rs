@@ -1,12 +1,14 @@
 //! One upstream as the engine sees it, and the sets of backends that a request may go to.
 
+use std::collections::BTreeSet;
+
 use super::BackendId;
 use super::account::Accounts;
 use super::eligibility::Presence;
 use super::lease::Timed;
 use super::scope::ScopedLimits;
 use crate::limit::{Eligible, Limit};
-use crate::queue::{Key, ReadyHeap};
+use crate::queue::{FlowHeaps, Key, ReadyHeap};
 use crate::time::{Instant, Span};
 
 /// Whose quota a backend spends.
@@ -106,7 +108,10 @@ pub(super) struct Backend {
     /// Sent so far, and of those the ones that its server rejected.
     pub(super) messages: u64,
     pub(super) rejections: u64,
+    /// The classes that wait for it; under the fair order, the flows.
     pub(super) waiting: ReadyHeap,
+    /// Under the fair order, the classes of each flow.
+    pub(super) by_flow: FlowHeaps,
     /// Something waits for it, as far as the tally of its accounts knows.
     pub(super) wanted: bool,
     pub(super) timed: Timed,
@@ -115,7 +120,7 @@ pub(super) struct Backend {
     /// Its accounts have limits by scope.
     pub(super) is_scoped: bool,
     /// Classes that no account admits which was open, while another was not.
-    pub(super) elsewhere: Vec<u32>,
+    pub(super) elsewhere: BTreeSet<u32>,
     /// Those of its accounts that are kept for the cost of a head.
     pub(super) reserved: Vec<u32>,
     /// The sets that contain it.
@@ -134,11 +139,12 @@ impl Backend {
             messages: 0,
             rejections: 0,
             waiting: ReadyHeap::default(),
+            by_flow: FlowHeaps::default(),
             wanted: false,
             timed: Timed::NONE,
             watched: false,
             is_scoped: !spec.scoped.is_empty(),
-            elsewhere: Vec::new(),
+            elsewhere: BTreeSet::new(),
             reserved: Vec::new(),
             sets: Vec::new(),
         }
@@ -176,7 +182,9 @@ impl BackendSet {
     /// What blocked a backend of the set `before` now, and what does from now on.
     #[inline]
     pub(super) fn change(&mut self, now: Instant, before: Option<Cause>, after: Option<Cause>) {
-        (self.limit, self.concurrency) = self.clocks(now);
+        if self.open == 0 {
+            (self.limit, self.concurrency) = self.clocks(now);
+        }
         self.changed_at = now;
         match before {
             None => self.open -= 1,

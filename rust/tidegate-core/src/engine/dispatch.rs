@@ -5,10 +5,12 @@ use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
 use super::lease::LeaseId;
 use super::request::{Handle, Mark, State};
+use super::scope::Scoped;
 use super::tally::Tally;
 use super::{BackendId, Engine, Timer, Waiting};
 use crate::queue::{Key, Nodes};
 use crate::route::{self, Candidate};
+use crate::steps;
 use crate::time::{Instant, Span};
 
 /// An attempt to run now. All that it costs has been charged.
@@ -64,8 +66,8 @@ impl Engine {
             }
         }
         let mut demand = 0usize;
-        for id in self.ready_backends() {
-            let backend = &self.backends[id];
+        let is_ready = |id: usize| self.ready[id / 64] & (1 << (id % 64)) != 0;
+        for (_, backend) in self.backends.iter().enumerate().filter(|(id, _)| is_ready(*id)) {
             let slots =
                 self.accounts[backend.accounts.span()].iter().map(|account| account.slots(now)).fold(0, usize::saturating_add);
             // No more classes than slots are looked at: each holds at least one request.
@@ -75,34 +77,25 @@ impl Engine {
                 let room = |account| self.scope_room(now, class, account);
                 if backend.is_scoped { all.min(places.map(room).fold(0, usize::saturating_add)) } else { all }
             };
-            let lengths = backend.waiting.classes().take(slots).map(length);
+            let lengths = self.classes_at(backend).take(slots).map(length);
             demand = demand.saturating_add(slots.min(lengths.sum()));
         }
         // A class that several backends wait for was counted by each.
         usize::try_from(self.ledger.queued).map_or(demand, |queued| demand.min(queued))
     }
 
-    fn ready_backends(&self) -> impl Iterator<Item = usize> + '_ {
-        self.ready.iter().enumerate().flat_map(|(word, &bits)| {
-            let mut bits = bits;
-            std::iter::from_fn(move || {
-                let bit = bits.trailing_zeros();
-                (bits != 0).then(|| {
-                    bits &= bits - 1;
-                    word * 64 + bit as usize
-                })
-            })
-        })
-    }
-
     /// The class with the least head among those that wait for an open backend.
     #[inline]
     fn least_class(&self) -> Option<u32> {
         let mut least: Option<(Key, u32)> = None;
-        for id in self.ready_backends() {
-            let head = self.backends[id].waiting.least();
-            if least.is_none() || head < least {
-                least = head;
+        for (word, &bits) in self.ready.iter().enumerate() {
+            let mut bits = bits;
+            while bits != 0 {
+                let head = self.least_at(word * 64 + bits.trailing_zeros() as usize);
+                if least.is_none() || head < least {
+                    least = head;
+                }
+                bits &= bits - 1;
             }
         }
         least.map(|(_, class)| class)
@@ -121,35 +114,36 @@ impl Engine {
             self.abort(now, slot, Ending::Expired(Stage::Queued));
             return None;
         }
-        let mut ready = 0u32;
+        let place = match *self.sets[set as usize].backends {
+            [only] => self.open_account(now, only, class, slot).map(|account| (only, account)),
+            _ => self.choose(now, class, slot),
+        };
+        if place.is_none() && deadline < Instant::FAR && self.is_hopeless(now, class, deadline) {
+            self.abort(now, slot, Ending::Expired(Stage::Queued));
+        }
+        place.map(|place| (slot, place))
+    }
+
+    /// Of several backends, and their accounts that take the head in `slot` now, the one that it goes to.
+    fn choose(&mut self, now: Instant, class: u32, slot: u32) -> Option<(u16, u32)> {
+        let set = self.classes[class as usize].set;
         self.found.clear();
-        let mut last = None;
         for index in 0..self.sets[set as usize].backends.len() {
             let id = self.sets[set as usize].backends[index];
             if let Some(account) = self.open_account(now, id, class, slot) {
-                ready += 1;
-                if let Some(first) = last.replace((id, account)) {
-                    self.found.push(first);
-                }
+                self.found.push((id, account));
             }
         }
-        if ready == 1 {
-            return last.map(|place| (slot, place));
-        }
-        if ready == 0 {
-            if deadline < Instant::FAR && self.is_hopeless(now, class, deadline) {
-                self.abort(now, slot, Ending::Expired(Stage::Queued));
-            }
-            return None;
+        if let [only] = *self.found {
+            return Some(only);
         }
         let avoid = self.requests.history(slot).and_then(|history| history.avoid);
-        self.found.extend(last);
         let candidates = self.found.iter().map(|&(id, _)| {
             let backend = &self.backends[usize::from(id)];
             Candidate { backend: id, in_flight: backend.in_flight, weight: backend.weight, failed: avoid == Some(id) }
         });
         let chosen = route::choose(candidates)?;
-        self.found.iter().find(|(id, _)| *id == chosen).map(|&place| (slot, place))
+        self.found.iter().find(|(id, _)| *id == chosen).copied()
     }
 
     /// The open account of a backend with the least in flight that admits the head in `slot`. Those that do not are blocked.
@@ -160,6 +154,7 @@ impl Engine {
         }
         let cost = self.classes[class as usize].cost;
         loop {
+            steps::add(1);
             let account = self.backends[usize::from(id)].accounts.least()?;
             // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
             let reserved_for = (cost > 1).then(|| self.key(class, slot));
@@ -195,24 +190,13 @@ impl Engine {
         self.head_changed(now, class);
         let blocked = self.blocked_since(now, slot);
 
-        let scopes = if self.backends[usize::from(id)].is_scoped {
-            let scopes = self.hold_scopes(class, account);
-            for &scope in &scopes {
-                self.scopes.get_mut(scope).quota.send(now, cost);
-            }
-            scopes
-        } else {
-            Box::default()
-        };
+        let scopes =
+            if self.backends[usize::from(id)].is_scoped { self.charge_scopes(now, class, account) } else { Box::default() };
         let lease = self.leases.insert(slot, (id, account, scopes), cost, now, blocked);
-        let charged = &mut self.accounts[account as usize];
-        charged.quota.send(now, cost);
-        let full = self.occupy(account, id);
         let backend = &mut self.backends[usize::from(id)];
-        let timeout = backend.timeout;
-        let first = backend.accounts.all().start;
-        let ordinal = account - first;
-        self.accounts[first as usize].tally.sent(cost);
+        backend.in_flight += 1;
+        backend.messages += 1;
+        let (first, timeout) = (backend.accounts.all().start, backend.timeout);
         let entry = self.requests.get_mut(slot);
         entry.state = State::Leased;
         entry.lease = lease;
@@ -226,6 +210,9 @@ impl Engine {
                 self.wheel.arm(now + timeout, Timer::Attempt(id));
             }
         }
+        self.accounts[first as usize].tally.sent(cost);
+        self.accounts[account as usize].quota.send(now, cost);
+        let full = self.occupy(account);
         self.ledger.leased += 1;
         if full {
             self.fill(now, account);
@@ -241,7 +228,7 @@ impl Engine {
             lease: self.leases.id(lease),
             request: self.requests.handle(slot),
             backend: BackendId(id),
-            account: ordinal,
+            account: account - first,
             attempt: failed + 1,
             priority,
             deadline,
@@ -297,21 +284,17 @@ impl Engine {
     pub(super) fn head_changed(&mut self, now: Instant, class: u32) {
         let waiting = &self.classes[class as usize];
         let set = waiting.set as usize;
-        let key = waiting.queue.head(&self.requests).map(|slot| self.key(class, slot));
-        let scoped = waiting.scoped.is_some();
+        let head = waiting.queue.head(&self.requests);
         for index in 0..self.sets[set].backends.len() {
             let id = self.sets[set].backends[index];
-            let backend = &mut self.backends[usize::from(id)];
-            if scoped && self.classes[class as usize].scoped.as_ref().is_some_and(|scoped| scoped.is_parked_at(id)) {
-                continue;
+            steps::add(1);
+            let is_parked = |scoped: &Scoped| scoped.is_parked_at(id);
+            if !self.classes[class as usize].scoped.as_deref().is_some_and(is_parked) {
+                self.wait_at(id, class, head);
+                self.head_changed_at(now, id);
             }
-            match key {
-                Some(key) => backend.waiting.set(class, key),
-                None => backend.waiting.remove(class),
-            }
-            self.head_changed_at(now, id);
         }
-        if scoped {
+        if self.classes[class as usize].scoped.is_some() {
             self.parked_head_changed(now, class);
         }
     }
@@ -321,9 +304,8 @@ impl Engine {
     pub(super) fn head_changed_at(&mut self, now: Instant, id: u16) {
         let backend = &mut self.backends[usize::from(id)];
         let wanted = !backend.waiting.is_empty();
-        let ready = backend.accounts.blocked().is_none() && wanted;
-        note_ready(&mut self.ready, id, ready);
         if wanted != std::mem::replace(&mut backend.wanted, wanted) {
+            note_ready(&mut self.ready, id, backend.accounts.blocked().is_none() && wanted);
             self.accounts[backend.accounts.all().start as usize].tally.note_demand(now, wanted);
         }
         if !backend.reserved.is_empty() {
@@ -332,11 +314,12 @@ impl Engine {
     }
 
     /// Opens the accounts of a backend that are kept for a head which is not the least any more.
+    #[inline(never)]
     fn lift_reservations(&mut self, now: Instant, id: u16) {
         for account in self.backends[usize::from(id)].reserved.clone() {
             let Account { blocked, backends, .. } = &self.accounts[account as usize];
             let reserved = blocked.and_then(|blocked| blocked.reserved_for);
-            let heads = backends.iter().filter_map(|&id| self.backends[usize::from(id)].waiting.least());
+            let heads = backends.iter().filter_map(|&id| self.least_at(usize::from(id)));
             if heads.map(|(key, _)| key).min() != reserved {
                 self.reopen(now, account);
             }
@@ -371,38 +354,41 @@ impl Engine {
         &mut self.accounts[first as usize].tally
     }
 
-    /// One more attempt of a backend runs on an account; whether that fills it.
+    /// One more attempt runs on an account; whether that fills it.
     #[inline]
-    fn occupy(&mut self, account: u32, id: u16) -> bool {
-        let backend = &mut self.backends[usize::from(id)];
-        backend.in_flight += 1;
-        backend.messages += 1;
-        let in_flight = self.accounts[account as usize].in_flight;
-        self.set_in_flight(account, in_flight + 1);
-        self.accounts[account as usize].is_full()
+    fn occupy(&mut self, account: u32) -> bool {
+        let place = &mut self.accounts[account as usize];
+        let before = place.in_flight;
+        place.in_flight = before + 1;
+        let full = place.is_full();
+        if place.has_siblings {
+            self.note_moved(account, before);
+        }
+        full
     }
 
     /// An attempt of a backend that ran on an account is over.
     #[inline]
     pub(super) fn vacate(&mut self, account: u32, id: u16) {
         self.backends[usize::from(id)].in_flight -= 1;
-        let in_flight = self.accounts[account as usize].in_flight;
-        self.set_in_flight(account, in_flight - 1);
+        let place = &mut self.accounts[account as usize];
+        let before = place.in_flight;
+        place.in_flight = before - 1;
+        if place.has_siblings {
+            self.note_moved(account, before);
+        }
     }
 
-    #[inline]
-    fn set_in_flight(&mut self, account: u32, in_flight: u32) {
-        let place = &mut self.accounts[account as usize];
-        let before = std::mem::replace(&mut place.in_flight, in_flight);
-        if place.has_siblings {
-            for &id in &place.backends {
-                self.backends[usize::from(id)].accounts.moved(account, before, in_flight);
-            }
+    /// Tells the backends of an account that it has another number of attempts in flight than it had `before`.
+    fn note_moved(&mut self, account: u32, before: u32) {
+        let &Account { in_flight, ref backends, .. } = &self.accounts[account as usize];
+        for &id in backends {
+            self.backends[usize::from(id)].accounts.moved(account, before, in_flight);
         }
     }
 
     /// An account that was open has reached its concurrency cap.
-    #[inline]
+    #[inline(never)]
     fn fill(&mut self, now: Instant, account: u32) {
         let place = &mut self.accounts[account as usize];
         debug_assert!(place.blocked.is_none() && place.timer.is_none());
@@ -411,7 +397,7 @@ impl Engine {
     }
 
     /// An attempt of an account that had reached its concurrency cap is over.
-    #[inline]
+    #[inline(never)]
     pub(super) fn unfill(&mut self, now: Instant, account: u32) {
         let place = &mut self.accounts[account as usize];
         if place.recharges.is_empty() && !place.is_full() {
@@ -465,27 +451,25 @@ impl Engine {
         }
     }
 
-    /// Tells the backends of an account, and their sets, what blocks it now.
-    #[inline]
+    /// Tells the backends of an account, and their sets, what blocks it now. Inlined where both causes are known: at a full account, twice a
+    /// request.
+    #[inline(always)]
     fn cause_changed(&mut self, now: Instant, account: u32, before: Option<Cause>, after: Option<Cause>) {
-        let Account { in_flight, backends, .. } = &self.accounts[account as usize];
+        let &Account { in_flight, ref backends, .. } = &self.accounts[account as usize];
         let mut elsewhere = false;
         for &id in backends {
             let backend = &mut self.backends[usize::from(id)];
-            elsewhere |= after.is_none() && !backend.elsewhere.is_empty();
-            let (was, is) = backend.accounts.change(account, *in_flight, before, after);
+            let (was, is) = backend.accounts.change(account, in_flight, before, after);
             if was != is {
                 for &set in &backend.sets {
                     self.sets[set as usize].change(now, was, is);
                 }
-                let ready = is.is_none() && !backend.waiting.is_empty();
-                note_ready(&mut self.ready, id, ready);
+                note_ready(&mut self.ready, id, is.is_none() && backend.wanted);
             }
+            elsewhere |= !backend.elsewhere.is_empty();
         }
-        if elsewhere {
-            for id in self.accounts[account as usize].backends.clone() {
-                self.unpark_elsewhere(now, id);
-            }
+        if after.is_none() && elsewhere {
+            self.unpark_elsewhere(now, account);
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use super::account::Account;
 use super::backend::BackendSet;
 use super::event::{Ending, Event};
+use super::lease::OnTheWay;
 use super::scope::ScopedLimits;
 use super::share::NO_FLOW;
 use super::{BackendId, ClassError, ClassId, Engine, Waiting};
@@ -159,9 +160,11 @@ impl Engine {
         scoped: &[ScopedLimits],
         concurrency: Option<u32>,
     ) {
-        let scoped = self.scoped_limits(scoped);
+        let used_up_at = self.accounts[self.backends[usize::from(id.0)].accounts.all().start as usize].used_up_at;
+        let scoped = self.scoped_quotas(scoped, used_up_at);
         for index in self.backends[usize::from(id.0)].accounts.all() {
-            let on_the_way = self.leases.on_the_way(index);
+            let mut on_the_way = OnTheWay::default();
+            self.leases.charged_to(index).for_each(|lease| on_the_way.add(lease));
             let account = &mut self.accounts[index as usize];
             account.set_quota(now, limits, concurrency, on_the_way);
             account.scoped = scoped.clone();
@@ -233,7 +236,7 @@ impl Engine {
         }
         for index in 0..self.sets[from as usize].backends.len() {
             let id = self.sets[from as usize].backends[index];
-            self.backends[usize::from(id)].waiting.remove(class);
+            self.wait_at(id, class, None);
             self.head_changed_at(now, id);
         }
         self.head_changed(now, class);

@@ -47,6 +47,20 @@ pub(super) struct Lease {
     pub(super) blocked: (Span, Span),
 }
 
+/// Units on their way: whose headers have not come, and whose attempts are not over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OnTheWay {
+    pub(super) unacked: u32,
+    pub(super) unfinished: u32,
+}
+
+impl OnTheWay {
+    pub(super) fn add(&mut self, lease: &Lease) {
+        self.unacked += lease.unacked;
+        self.unfinished += lease.unfinished;
+    }
+}
+
 /// No lease: the end of a [`Timed`] list.
 const NIL: u32 = u32::MAX;
 /// In `older`: the lease is in no list.
@@ -111,13 +125,16 @@ impl Leases {
         }
     }
 
+    /// Frees its place; returns the scopes that it held.
     #[inline]
-    pub(super) fn remove(&mut self, index: u32) {
+    pub(super) fn remove(&mut self, index: u32) -> Box<[u32]> {
         let lease = &mut self.leases[index as usize];
         lease.generation = lease.generation.wrapping_add(1);
         lease.live = false;
         lease.request = None;
+        let scopes = std::mem::take(&mut lease.scopes);
         self.free.push(index);
+        scopes
     }
 
     /// Adds an attempt that has just started to the list of its backend.
@@ -160,16 +177,9 @@ impl Leases {
         (lease.live && self.id(index) == id).then_some(index)
     }
 
-    /// Units that an account has sent and whose headers have not come; and those whose attempts are not over.
-    pub(super) fn on_the_way(&self, account: u32) -> (u32, u32) {
-        let theirs = self.leases.iter().filter(|lease| lease.live && lease.account == account);
-        theirs.fold((0, 0), |(unacked, unfinished), lease| (unacked + lease.unacked, unfinished + lease.unfinished))
-    }
-
-    /// As [`on_the_way`](Leases::on_the_way), of those charged to this scope.
-    pub(super) fn on_the_way_in(&self, scope: u32) -> (u32, u32) {
-        let theirs = self.leases.iter().filter(|lease| lease.live && lease.scopes.contains(&scope));
-        theirs.fold((0, 0), |(unacked, unfinished), lease| (unacked + lease.unacked, unfinished + lease.unfinished))
+    /// Those that are charged to an account.
+    pub(super) fn charged_to(&self, account: u32) -> impl Iterator<Item = &Lease> {
+        self.leases.iter().filter(move |lease| lease.live && lease.account == account)
     }
 
     /// Those whose handlers run at a backend.

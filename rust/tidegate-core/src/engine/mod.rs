@@ -20,6 +20,8 @@ mod crew;
 mod dispatch;
 mod eligibility;
 mod event;
+#[cfg(test)]
+mod growth;
 mod join;
 mod lease;
 mod request;
@@ -27,6 +29,7 @@ mod scope;
 mod share;
 mod status;
 mod tally;
+mod value;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -250,8 +253,8 @@ impl Engine {
         let accounts = match spec.spends {
             Spends::Own(count) => {
                 let first = self.accounts.len() as u32;
-                let scoped = self.scoped_limits(&spec.scoped);
                 let used_up_at = (spec.cold_start == ColdStart::AssumeFull).then_some(now);
+                let scoped = self.scoped_quotas(&spec.scoped, used_up_at);
                 let account = || Account::new(&spec.limits, &scoped, spec.concurrency, id, count > 1, used_up_at);
                 self.accounts.extend(std::iter::repeat_with(account).take(count as usize));
                 Accounts::new(first, count)

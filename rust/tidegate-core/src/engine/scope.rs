@@ -9,10 +9,13 @@ use std::sync::Arc;
 
 use super::account::new_quota;
 use super::backend::Blocked;
+use super::lease::OnTheWay;
 use super::share::NO_FLOW;
+use super::value::{UNSAID, Values};
 use super::{Engine, Timer, Waiting};
 use crate::limit::{Limit, Quota};
 use crate::queue::{Class, Key};
+use crate::steps;
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
 
@@ -34,8 +37,6 @@ pub struct Scope {
     pub value: Arc<str>,
 }
 
-/// The value of a scope, interned; those that have none share one.
-const UNSAID: u32 = 0;
 /// How long a scope that looks full is kept to see whether it stays so, besides the time in which it fills.
 const LINGER: Span = Span::from_secs(1);
 
@@ -43,19 +44,25 @@ const LINGER: Span = Span::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Allotment {
     pub(super) quota: Quota,
+    /// While something is known to be held back.
+    held_back: Option<Box<HeldBack>>,
     pub(super) account: u32,
-    name: u16,
     value: u32,
-    /// `None`: nothing is known to be held back.
-    blocked: Option<Blocked>,
     /// For the end of the block, or to see whether it can be dropped.
     timer: Option<TimerId>,
+    /// Attempts and extra messages that refer to it.
+    holders: u32,
+    pub(super) name: u16,
+}
+
+/// What a scope holds back.
+#[derive(Debug)]
+struct HeldBack {
+    by: Blocked,
     /// Classes that wait for it, and at which backend.
     parked: Vec<(u32, u16)>,
     /// Extra messages that wait for it.
     extras: u32,
-    /// Attempts and extra messages that refer to it.
-    holders: u32,
 }
 
 /// What is particular to a class whose requests have scopes, or that a scope has held back.
@@ -85,7 +92,7 @@ impl Scoped {
 }
 
 /// The scopes of all accounts.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Scopes {
     names: Vec<Arc<str>>,
     values: Values,
@@ -97,70 +104,6 @@ pub(super) struct Scopes {
     ids: HashMap<(u32, u16, u32), u32>,
     /// For keys that are looked up.
     scratch: Vec<u32>,
-}
-
-/// Values that are in use, by number.
-#[derive(Debug)]
-struct Values {
-    ids: HashMap<Arc<str>, u32>,
-    values: Vec<(Arc<str>, u32)>,
-    free: Vec<u32>,
-}
-
-impl Values {
-    fn new() -> Values {
-        let unsaid: Arc<str> = "".into();
-        Values { ids: HashMap::from([(unsaid.clone(), UNSAID)]), values: vec![(unsaid, 1)], free: Vec::new() }
-    }
-
-    /// Its number, for as long as something that was [kept](Values::keep) with it is not [left](Values::leave).
-    fn id(&mut self, value: &str) -> u32 {
-        if let Some(&id) = self.ids.get(value) {
-            return id;
-        }
-        let value: Arc<str> = value.into();
-        let entry = (value.clone(), 0);
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.values[id as usize] = entry;
-                id
-            }
-            None => {
-                self.values.push(entry);
-                (self.values.len() - 1) as u32
-            }
-        };
-        self.ids.insert(value, id);
-        id
-    }
-
-    fn keep(&mut self, id: u32) {
-        self.values[id as usize].1 += 1;
-    }
-
-    fn leave(&mut self, id: u32) {
-        let (value, holders) = &mut self.values[id as usize];
-        *holders -= 1;
-        if *holders == 0 {
-            self.ids.remove(value);
-            *value = "".into();
-            self.free.push(id);
-        }
-    }
-}
-
-impl Default for Scopes {
-    fn default() -> Scopes {
-        Scopes {
-            names: Vec::new(),
-            values: Values::new(),
-            classes: HashMap::new(),
-            allotments: Vec::new(),
-            free: Vec::new(),
-            ids: HashMap::new(),
-            scratch: Vec::new(),
-        }
-    }
 }
 
 impl Scopes {
@@ -196,26 +139,24 @@ impl Scopes {
         self.allotments.iter().enumerate().filter_map(|(id, place)| place.as_ref().map(|place| (id as u32, place)))
     }
 
-    /// Those of a scope on an account.
-    pub(super) fn of(&self, account: u32, name: u16) -> impl Iterator<Item = &Allotment> {
-        self.live().map(|(_, allotment)| allotment).filter(move |theirs| (theirs.account, theirs.name) == (account, name))
-    }
-
     pub(super) fn scope(&self, id: u32) -> Scope {
         let allotment = self.get(id);
-        let value = self.values.values[allotment.value as usize].0.clone();
-        Scope { name: self.named(allotment.name).clone(), value }
+        Scope { name: self.named(allotment.name).clone(), value: self.values.text(allotment.value).into() }
     }
 }
 
 impl Allotment {
     pub(super) fn is_blocked(&self) -> bool {
-        self.blocked.is_some()
+        self.held_back.is_some()
+    }
+
+    fn blocked(&self) -> Option<Blocked> {
+        self.held_back.as_ref().map(|held_back| held_back.by)
     }
 
     /// Whether forgetting it changes nothing: it is full, open, and has not learned anything.
     fn is_idle(&self, now: Instant) -> bool {
-        self.holders == 0 && self.parked.is_empty() && self.extras == 0 && self.quota.is_fresh(now)
+        self.holders == 0 && !self.is_blocked() && self.quota.is_fresh(now)
     }
 }
 
@@ -278,9 +219,13 @@ impl Engine {
 
     fn forget_parked(&mut self, class: u32, id: u16, allotment: u32) {
         if allotment == ANOTHER {
-            self.backends[usize::from(id)].elsewhere.retain(|&other| other != class);
+            self.backends[usize::from(id)].elsewhere.remove(&class);
         } else {
-            self.scopes.get_mut(allotment).parked.retain(|&other| other != (class, id));
+            // It is gone from there when the scope itself has let it go.
+            if let Some(held_back) = &mut self.scopes.get_mut(allotment).held_back {
+                steps::add(held_back.parked.len());
+                held_back.parked.retain(|&other| other != (class, id));
+            }
         }
     }
 
@@ -295,6 +240,7 @@ impl Engine {
         let (mut in_the_way, mut refused) = (Vec::new(), Vec::new());
         let mut place = None;
         let found = loop {
+            steps::add(1);
             place = self.backends[usize::from(id)].accounts.next_open(place);
             let Some((_, account)) = place else { break None };
             // First what is particular to this head: an account has nothing to keep for one that waits for something else.
@@ -343,8 +289,9 @@ impl Engine {
                 None => continue,
             };
             let allotment = self.scopes.get(id);
-            let kept = allotment.blocked.and_then(|blocked| blocked.reserved_for).is_some_and(|theirs| theirs < key);
-            if kept || allotment.extras > 0 {
+            let goes_first =
+                |held_back: &HeldBack| held_back.extras > 0 || held_back.by.reserved_for.is_some_and(|theirs| theirs < key);
+            if allotment.held_back.as_deref().is_some_and(goes_first) {
                 return Some(id);
             }
             let eligible = allotment.quota.next_eligible(now, cost);
@@ -360,7 +307,8 @@ impl Engine {
     /// Has a scope looked at again when it may have room for what `blocked` says, if that is earlier than for what blocks it already.
     fn block_scope(&mut self, id: u32, blocked: Blocked) {
         let allotment = self.scopes.get_mut(id);
-        let kept = match allotment.blocked {
+        let before = allotment.blocked();
+        let kept = match before {
             // The end of its timer is the earlier one; its cost is the one that fits first.
             Some(before) => {
                 let sooner = match (before.until, blocked.until) {
@@ -377,9 +325,11 @@ impl Engine {
             }
             None => blocked,
         };
-        let is_armed = allotment.blocked.is_some_and(|before| before.until == kept.until);
-        allotment.blocked = Some(kept);
-        if !is_armed {
+        match &mut allotment.held_back {
+            Some(held_back) => held_back.by = kept,
+            None => allotment.held_back = Some(Box::new(HeldBack { by: kept, parked: Vec::new(), extras: 0 })),
+        }
+        if before.is_none_or(|before| before.until != kept.until) {
             if let Some(timer) = allotment.timer.take() {
                 self.wheel.disarm(timer);
             }
@@ -389,17 +339,18 @@ impl Engine {
 
     /// Takes a class out of the heap of a backend, until one of these has room, or another account opens.
     fn park_class(&mut self, now: Instant, class: u32, id: u16, allotments: &[u32]) {
+        self.wait_at(id, class, None);
         let backend = &mut self.backends[usize::from(id)];
-        backend.waiting.remove(class);
         let waiting = &mut self.classes[class as usize];
         let scoped = waiting.scoped.get_or_insert_default();
         for &allotment in allotments {
             scoped.parked.push((id, allotment));
-            self.scopes.get_mut(allotment).parked.push((class, id));
+            let held_back = self.scopes.get_mut(allotment).held_back.as_mut();
+            held_back.expect("a scope that is in the way holds something back").parked.push((class, id));
         }
         if backend.accounts.is_any_blocked() {
             scoped.parked.push((id, ANOTHER));
-            backend.elsewhere.push(class);
+            backend.elsewhere.insert(class);
         }
         let set = &self.sets[waiting.set as usize];
         if scoped.held_since.is_none() && set.backends.iter().all(|&id| scoped.is_parked_at(id)) {
@@ -417,13 +368,13 @@ impl Engine {
         scoped.parked = parked;
         scoped.settle(now, self.sets[set as usize].blocked(now));
         let gone: Vec<(u16, u32)> = gone;
+        steps::add(gone.len() + scoped.parked.len());
         for (id, allotment) in gone {
             self.forget_parked(class, id, allotment);
         }
         let head = self.classes[class as usize].queue.head(&self.requests);
-        if let Some(slot) = head {
-            let key = self.key(class, slot);
-            self.backends[usize::from(id)].waiting.set(class, key);
+        if head.is_some() {
+            self.wait_at(id, class, head);
             self.head_changed_at(now, id);
         }
     }
@@ -437,10 +388,12 @@ impl Engine {
         }
     }
 
-    /// An account of this backend has opened: what waits for another one than those that were open may go there.
-    pub(super) fn unpark_elsewhere(&mut self, now: Instant, id: u16) {
-        for class in std::mem::take(&mut self.backends[usize::from(id)].elsewhere) {
-            self.unpark_class(now, class, id);
+    /// An account has opened: what waits at its backends for another one than those that were open may go there.
+    pub(super) fn unpark_elsewhere(&mut self, now: Instant, account: u32) {
+        for id in self.accounts[account as usize].backends.clone() {
+            for class in std::mem::take(&mut self.backends[usize::from(id)].elsewhere) {
+                self.unpark_class(now, class, id);
+            }
         }
     }
 
@@ -449,7 +402,7 @@ impl Engine {
     pub(super) fn parked_head_changed(&mut self, now: Instant, class: u32) {
         let Some(scoped) = &self.classes[class as usize].scoped else { return };
         let is_kept = |&(_, id): &(u16, u32)| {
-            id != ANOTHER && self.scopes.get(id).blocked.is_some_and(|blocked| blocked.reserved_for.is_some())
+            id != ANOTHER && self.scopes.get(id).blocked().is_some_and(|blocked| blocked.reserved_for.is_some())
         };
         let kept: Vec<u32> = scoped.parked.iter().filter(|place| is_kept(place)).map(|&(_, id)| id).collect();
         for id in kept {
@@ -460,12 +413,11 @@ impl Engine {
     /// Looks at a scope again: first the extra messages that wait for it, then the queue.
     pub(super) fn reopen_scope(&mut self, now: Instant, id: u32) {
         let allotment = self.scopes.get_mut(id);
-        allotment.blocked = None;
+        let (account, held_back) = (allotment.account, allotment.held_back.take());
         if let Some(timer) = allotment.timer.take() {
             self.wheel.disarm(timer);
         }
-        let parked = std::mem::take(&mut allotment.parked);
-        let (account, extras) = (allotment.account, std::mem::take(&mut allotment.extras));
+        let (parked, extras) = held_back.map_or((Vec::new(), 0), |held_back| (held_back.parked, held_back.extras));
         // Held meanwhile: what is looked at may end the last that refers to it.
         allotment.holders += 1;
         if extras > 0 {
@@ -483,7 +435,7 @@ impl Engine {
     /// Something happened to the quota of a scope: what it holds back may go earlier than it was told.
     pub(super) fn scope_changed(&mut self, now: Instant, id: u32) {
         let allotment = self.scopes.get(id);
-        let Some(blocked) = allotment.blocked else { return };
+        let Some(blocked) = allotment.blocked() else { return };
         if blocked.ends_earlier(allotment.quota.next_eligible(now, blocked.cost).eligible) {
             self.reopen_scope(now, id);
         }
@@ -523,12 +475,24 @@ impl Engine {
         self.watch_scope(now, id);
     }
 
-    /// The scopes on an account that a message of this class is charged to, held once.
-    pub(super) fn hold_scopes(&mut self, class: u32, account: u32) -> Box<[u32]> {
-        self.hold_values(account, |engine, name| engine.scope_value(class, name))
+    /// As [`release_scope`](Engine::release_scope), of each.
+    pub(super) fn release_scopes(&mut self, now: Instant, scopes: Box<[u32]>) {
+        for scope in scopes {
+            self.release_scope(now, scope);
+        }
     }
 
-    /// As [`hold_scopes`](Engine::hold_scopes), for a message with scopes of its own; what it does not say is as in `others`.
+    /// Charges a message of this class to its scopes on an account; these, held once.
+    pub(super) fn charge_scopes(&mut self, now: Instant, class: u32, account: u32) -> Box<[u32]> {
+        let cost = self.classes[class as usize].cost;
+        let scopes = self.hold_values(account, |engine, name| engine.scope_value(class, name));
+        for &scope in &scopes {
+            self.scopes.get_mut(scope).quota.send(now, cost);
+        }
+        scopes
+    }
+
+    /// The scopes on an account, held once, that a message with scopes of its own is charged to; what it does not say is as in `others`.
     pub(super) fn hold_said(&mut self, account: u32, said: &[(&str, &str)], others: &[u32]) -> Box<[u32]> {
         let value = |engine: &mut Engine, name: u16| {
             let scopes = &mut engine.scopes;
@@ -560,23 +524,14 @@ impl Engine {
     /// Whether the server may still count what was sent to a scope before us.
     fn is_cold(&self, now: Instant, account: u32, nth: usize) -> bool {
         let place = &self.accounts[account as usize];
-        place.used_up_at.is_some_and(|at| now < at + refill(&place.scoped[nth].1) + LINGER)
+        place.used_up_at.is_some_and(|at| now < at + refill(place.scoped[nth].1.limits()) + LINGER)
     }
 
     fn new_allotment(&mut self, account: u32, nth: usize, value: u32) -> u32 {
         let place = &self.accounts[account as usize];
-        let (name, limits) = &place.scoped[nth];
-        let allotment = Allotment {
-            quota: new_quota(limits, place.used_up_at),
-            account,
-            name: *name,
-            value,
-            blocked: None,
-            timer: None,
-            parked: Vec::new(),
-            extras: 0,
-            holders: 0,
-        };
+        let (name, fresh) = &place.scoped[nth];
+        let quota = fresh.clone();
+        let allotment = Allotment { quota, held_back: None, account, value, timer: None, holders: 0, name: *name };
         self.scopes.values.keep(value);
         let id = match self.scopes.free.pop() {
             Some(id) => {
@@ -597,8 +552,10 @@ impl Engine {
         for &id in scopes {
             let eligible = self.scopes.get(id).quota.next_eligible(now, cost).eligible;
             if let Some(blocked) = Blocked::by(eligible, cost, None) {
-                self.scopes.get_mut(id).extras += 1;
                 self.block_scope(id, blocked);
+                if let Some(held_back) = &mut self.scopes.get_mut(id).held_back {
+                    held_back.extras += 1;
+                }
                 return Some(id);
             }
         }
@@ -607,9 +564,11 @@ impl Engine {
 
     /// An extra message does not wait for a scope any more.
     pub(super) fn extra_left(&mut self, now: Instant, id: u32) {
-        let allotment = self.scopes.get_mut(id);
-        allotment.extras = allotment.extras.saturating_sub(1);
-        if allotment.extras == 0 {
+        let left = self.scopes.get_mut(id).held_back.as_mut().map_or(0, |held_back| {
+            held_back.extras = held_back.extras.saturating_sub(1);
+            held_back.extras
+        });
+        if left == 0 {
             self.reopen_scope(now, id);
         }
     }
@@ -620,21 +579,25 @@ impl Engine {
         !self.scopes.names.is_empty()
     }
 
-    /// Limits by scope as declared, by the numbers of their scopes.
-    pub(super) fn scoped_limits(&mut self, declared: &[ScopedLimits]) -> Box<[(u16, Box<[Limit]>)]> {
-        declared.iter().map(|scoped| (self.scopes.name(&scoped.scope), scoped.limits.as_slice().into())).collect()
+    /// Limits by scope as declared, each as a value of it has them at first, by the numbers of their scopes.
+    pub(super) fn scoped_quotas(&mut self, declared: &[ScopedLimits], used_up_at: Option<Instant>) -> Box<[(u16, Quota)]> {
+        declared.iter().map(|scoped| (self.scopes.name(&scoped.scope), new_quota(&scoped.limits, used_up_at))).collect()
     }
 
     /// Limits by scope of an account were replaced: what was sent counts against the new ones too.
     pub(super) fn refit_scopes(&mut self, now: Instant, account: u32) {
         let theirs: Vec<u32> =
             self.scopes.live().filter(|(_, allotment)| allotment.account == account).map(|(id, _)| id).collect();
+        let mut on_the_way: HashMap<u32, OnTheWay> = HashMap::new();
+        for lease in self.leases.charged_to(account) {
+            lease.scopes.iter().for_each(|&scope| on_the_way.entry(scope).or_default().add(lease));
+        }
         for id in theirs {
-            let (unacked, unfinished) = self.leases.on_the_way_in(id);
+            let OnTheWay { unacked, unfinished } = on_the_way.get(&id).copied().unwrap_or_default();
             let allotment = self.scopes.get_mut(id);
             let scoped = self.accounts[account as usize].scoped.iter().find(|(name, _)| *name == allotment.name);
-            let limits = scoped.map_or(&[][..], |(_, limits)| limits);
-            allotment.quota = allotment.quota.with_limits(now, limits, unacked, unfinished);
+            let limits: Vec<Limit> = scoped.into_iter().flat_map(|(_, fresh)| fresh.limits().copied()).collect();
+            allotment.quota = allotment.quota.with_limits(now, &limits, unacked, unfinished);
             self.reopen_scope(now, id);
         }
     }
@@ -657,20 +620,20 @@ impl Engine {
     /// How many requests of a class its scopes have room for on an account, at least one: its head has not been refused.
     pub(super) fn scope_room(&self, now: Instant, class: u32, account: u32) -> usize {
         let waiting = &self.classes[class as usize];
-        let room = |(name, limits): &(u16, Box<[Limit]>)| {
-            let full = || limits.iter().map(Limit::capacity).min().unwrap_or(u32::MAX);
-            self.allotment(class, account, *name).map_or_else(full, |allotment| allotment.quota.headroom(now))
+        let room = |(name, fresh): &(u16, Quota)| {
+            self.allotment(class, account, *name).map_or_else(|| fresh.capacity(), |allotment| allotment.quota.headroom(now))
         };
         let room = self.accounts[account as usize].scoped.iter().map(room).min().unwrap_or(u32::MAX);
         (room / waiting.cost.max(1)).max(1) as usize
     }
 
-    /// The server rejected a message that was charged to these scopes of an account. Whose limits it was is not known: those of the
+    /// The server rejected the last message of an attempt, which was charged to an account and to scopes on it. Whose limits it was is not known: those of the
     /// scopes are closed, the most particular ones. When two values of a scope are rejected within a round trip, it is the account's that
     /// are, if it has any. Whether it is.
-    pub(super) fn is_of_account(&mut self, now: Instant, account: u32, scopes: &[u32]) -> bool {
-        let place = &mut self.accounts[account as usize];
-        let &[id, ..] = scopes else { return true };
+    pub(super) fn is_of_account(&mut self, now: Instant, lease: u32) -> bool {
+        let lease = self.leases.get(lease);
+        let place = &mut self.accounts[lease.account as usize];
+        let &[id, ..] = &*lease.scopes else { return true };
         let before = place.rejected_scope.replace((id, now));
         let has_limits = place.quota.limits().next().is_some();
         has_limits && before.is_some_and(|(other, at)| other != id && now.since(at) <= place.longest_latency)

@@ -1,5 +1,7 @@
 //! How the engine stands, for humans and tests.
 
+use std::collections::HashMap;
+
 use super::account::Account;
 use super::backend::{Backend, Blocked, Cause};
 use super::eligibility::Presence;
@@ -101,24 +103,32 @@ impl<'a> BackendStatus<'a> {
     }
 
     /// How each limit by scope of each account stands.
+    ///
+    /// # Complexity
+    /// Linear in the values of all scopes.
     pub fn scoped(&self) -> impl Iterator<Item = ScopedUsage<'a>> + use<'a> {
         let &BackendStatus { first, scopes, now, accounts, .. } = self;
-        accounts.iter().enumerate().flat_map(move |(account, place)| {
-            let declared =
-                place.scoped.iter().flat_map(|(name, limits)| limits.iter().enumerate().map(move |limit| (*name, limit)));
-            declared.map(move |(name, (nth, limit))| {
-                let theirs = || scopes.of(first + account as u32, name);
-                let usages = theirs().filter_map(|allotment| allotment.quota.usage(now).nth(nth));
-                ScopedUsage {
-                    account,
-                    scope: scopes.named(name),
-                    limit,
-                    values: theirs().count(),
-                    blocked: theirs().filter(|allotment| allotment.is_blocked()).count(),
-                    most: usages.max_by_key(|usage| usage.used),
+        let mut rows: Vec<ScopedUsage<'a>> = Vec::new();
+        // Where the rows of a scope on an account begin.
+        let mut starts: HashMap<(u32, u16), usize> = HashMap::new();
+        for (account, place) in accounts.iter().enumerate() {
+            for (name, fresh) in &place.scoped {
+                starts.insert((first + account as u32, *name), rows.len());
+                let scope = scopes.named(*name);
+                rows.extend(fresh.limits().map(|limit| ScopedUsage { account, scope, limit, values: 0, blocked: 0, most: None }));
+            }
+        }
+        for (_, allotment) in scopes.live() {
+            let Some(&start) = starts.get(&(allotment.account, allotment.name)) else { continue };
+            for (row, usage) in rows[start..].iter_mut().zip(allotment.quota.usage(now)) {
+                row.values += 1;
+                row.blocked += usize::from(allotment.is_blocked());
+                if row.most.is_none_or(|most| most.used <= usage.used) {
+                    row.most = Some(usage);
                 }
-            })
-        })
+            }
+        }
+        rows.into_iter()
     }
 
     /// What was sent of what its declared limits allowed while something waited, since they were last changed; nothing without limits, or as

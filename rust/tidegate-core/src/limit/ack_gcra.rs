@@ -133,7 +133,7 @@ impl AckGcra {
     #[cold]
     fn freed(&self, room: u32) -> Option<Instant> {
         let (mut tat, mut pending) = (self.tat, self.pending);
-        self.arrivals.iter().find_map(|&(arrival, units)| {
+        self.arrivals.iter().find_map(|(arrival, units)| {
             tat = self.advance(tat, arrival, units);
             pending = pending.saturating_sub(units);
             self.earliest(room, tat, pending)
@@ -195,7 +195,7 @@ impl Policy for AckGcra {
     fn used(&self, now: Instant) -> u32 {
         let now = now.max(self.latest);
         let (mut tat, mut pending) = (self.tat, self.pending);
-        for &(arrival, units) in self.arrivals.iter().take_while(|(at, _)| *at <= now) {
+        for (arrival, units) in self.arrivals.iter().take_while(|(at, _)| *at <= now) {
             tat = self.advance(tat, arrival, units);
             pending = pending.saturating_sub(units);
         }

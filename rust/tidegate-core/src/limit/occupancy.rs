@@ -48,7 +48,7 @@ impl Occupancy {
     #[cold]
     fn freed(&self, units: u32) -> Option<Instant> {
         let mut freed = 0;
-        let reached = |entry: &&(Instant, u32)| {
+        let reached = |entry: &(Instant, u32)| {
             freed += entry.1;
             freed >= units
         };

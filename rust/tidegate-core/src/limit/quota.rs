@@ -1,9 +1,11 @@
 //! What a backend allows: several limits at once, and the gate that a rejection closes.
 
+use std::sync::Arc;
+
 use super::credit::Credits;
 use super::gate::Gate;
 use super::ladder::Ladder;
-use super::state::State;
+use super::state::{State, States};
 use super::{AckGcra, Anchor, Eligible, GateState, Kind, Limit, Margin, Policy};
 use crate::time::{Instant, Span};
 
@@ -63,15 +65,22 @@ pub struct Step {
 /// `sent` is always the `now` that the message's `send` was given.
 #[derive(Clone, Debug)]
 pub struct Quota {
-    limits: Box<[Limit]>,
+    terms: Arc<Terms>,
     /// Of each limit.
-    states: Box<[State]>,
-    ladder: Ladder,
+    states: States,
+    /// Since one of them has taken a step.
+    ladder: Option<Box<Ladder>>,
     credits: Option<Box<Credits>>,
+    gate: Gate,
+}
+
+/// What was declared: the same for all that were cloned from one quota.
+#[derive(Clone, Debug)]
+struct Terms {
+    limits: Box<[Limit]>,
+    margin: Margin,
     /// Some limit's clock starts at the end of an attempt.
     late: bool,
-    gate: Gate,
-    margin: Margin,
 }
 
 impl Quota {
@@ -81,14 +90,13 @@ impl Quota {
     /// When there are more than 65 535 limits.
     pub fn new(limits: &[Limit], margin: Margin) -> Quota {
         assert!(limits.len() <= usize::from(u16::MAX), "more than 65535 limits");
+        let late = limits.iter().any(|limit| limit.anchor() == Anchor::Finish);
         Quota {
-            limits: limits.into(),
+            terms: Arc::new(Terms { limits: limits.into(), margin, late }),
             states: limits.iter().map(|limit| State::new(limit, margin)).collect(),
-            ladder: Ladder::new(limits),
+            ladder: None,
             credits: Credits::new(limits, margin),
-            late: limits.iter().any(|limit| limit.anchor() == Anchor::Finish),
             gate: Gate::OPEN,
-            margin,
         }
     }
 
@@ -104,26 +112,25 @@ impl Quota {
     /// the old limits with a period as long had in use, as if it had arrived just now; all that it allows when none was as long.
     #[must_use]
     pub fn with_limits(&self, now: Instant, limits: &[Limit], unacked: u32, unfinished: u32) -> Quota {
-        let mut quota = Quota { gate: self.gate, ..Quota::new(limits, self.margin) };
-        let mut known: Vec<usize> = (0..self.limits.len()).collect();
+        let Terms { limits: ref before, margin, .. } = *self.terms;
+        let mut quota = Quota { gate: self.gate, ..Quota::new(limits, margin) };
+        let mut known: Vec<usize> = (0..before.len()).collect();
         for (index, limit) in limits.iter().enumerate() {
-            let same = known
-                .iter()
-                .position(|&old| self.ladder.rungs()[old] == self.limits[old].kind() && self.limits[old].is_like(limit));
+            let same = known.iter().position(|&old| self.rung(old) == before[old].kind() && before[old].is_like(limit));
             let taken_over = same.and_then(|at| {
                 let old = known.remove(at);
-                let state = self.states[old].refitted(now, limit, self.margin)?;
-                if let (Some(credits), Some(before)) = (&mut quota.credits, &self.credits) {
-                    credits.take_over(index, before, old);
+                let state = self.states[old].refitted(now, limit, margin)?;
+                if let (Some(credits), Some(theirs)) = (&mut quota.credits, &self.credits) {
+                    credits.take_over(index, theirs, old);
                 }
                 Some(state)
             });
             quota.states[index] = taken_over.unwrap_or_else(|| {
                 let in_flight = if limit.anchor() == Anchor::Finish { unfinished } else { unacked };
-                let remembers = |old: &usize| self.limits[*old].period() >= limit.period();
-                let used = (0..self.limits.len()).filter(remembers).map(|old| self.states[old].used(now)).min();
+                let remembers = |old: &usize| before[*old].period() >= limit.period();
+                let used = (0..before.len()).filter(remembers).map(|old| self.states[old].used(now)).min();
                 let arrived = used.unwrap_or(u32::MAX).min(limit.capacity()).saturating_sub(in_flight);
-                State::carried(limit, self.margin, now, arrived, in_flight)
+                State::carried(limit, margin, now, arrived, in_flight)
             });
         }
         quota
@@ -139,7 +146,12 @@ impl Quota {
 
     /// Keeps this much back from now on, in limits that are made new by [`with_limits`](Quota::with_limits).
     pub(crate) fn set_margin(&mut self, margin: Margin) {
-        self.margin = margin;
+        Arc::make_mut(&mut self.terms).margin = margin;
+    }
+
+    /// What a limit is treated as.
+    fn rung(&self, index: usize) -> Kind {
+        self.ladder.as_ref().map_or_else(|| self.terms.limits[index].kind(), |ladder| ladder.rungs()[index])
     }
 
     /// When a message of `cost` units may be sent, asked at `now`; changes nothing.
@@ -170,7 +182,7 @@ impl Quota {
     #[inline]
     pub fn send(&mut self, now: Instant, cost: u32) {
         self.gate.send(now);
-        for state in &mut self.states {
+        for state in &mut *self.states {
             state.send(now, cost);
         }
         if let Some(credits) = &mut self.credits {
@@ -182,11 +194,11 @@ impl Quota {
     /// are anchored at the finish go on waiting.
     #[inline]
     pub fn ack(&mut self, at: Instant, cost: u32) {
-        if self.late || self.credits.is_some() {
+        if self.terms.late || self.credits.is_some() {
             self.start(Anchor::Headers, at, None, cost);
             return;
         }
-        for state in &mut self.states {
+        for state in &mut *self.states {
             state.ack(at, cost);
         }
     }
@@ -194,9 +206,14 @@ impl Quota {
     /// The same for what was sent at `sent`, which [jitter credit](super::Jitter) needs to know to take the earlier of both proofs.
     #[inline]
     pub fn ack_sent(&mut self, at: Instant, sent: Instant, cost: u32) {
-        if self.credits.is_none() {
-            return self.ack(at, cost);
+        if self.credits.is_some() {
+            self.ack_credited(at, sent, cost);
+        } else {
+            self.ack(at, cost);
         }
+    }
+
+    fn ack_credited(&mut self, at: Instant, sent: Instant, cost: u32) {
         self.start(Anchor::Headers, at, Some(sent), cost);
         if let Some(credits) = &mut self.credits {
             credits.observe(at, sent, &self.states);
@@ -206,7 +223,7 @@ impl Quota {
     /// Whether a limit is anchored at the finish: then every unit sent is to be told to [`finish`](Quota::finish).
     #[inline]
     pub fn waits_for_finish(&self) -> bool {
-        self.late
+        self.terms.late
     }
 
     /// Starts the clocks that are anchored at the finish of `cost` units that were sent: the server has counted them by `at`.
@@ -217,7 +234,7 @@ impl Quota {
     fn start(&mut self, anchor: Anchor, at: Instant, sent: Option<Instant>, cost: u32) {
         for (index, state) in self.states.iter_mut().enumerate() {
             match &mut self.credits {
-                _ if self.limits[index].anchor() != anchor => {}
+                _ if self.terms.limits[index].anchor() != anchor => {}
                 Some(credits) => credits.ack(index, state, at, sent, cost),
                 None => state.ack(at, cost),
             }
@@ -249,29 +266,37 @@ impl Quota {
     ///
     /// Never shortens a closure. A rejection of a message that was sent before an accepted probe is old news, and ignored.
     pub fn rejected(&mut self, now: Instant, sent: Instant, retry_after: Option<Span>) -> Option<Instant> {
-        let untold = || self.ladder.blamed(&self.limits).map_or(UNTOLD, |index| self.limits[index].period());
         let was_closed = matches!(self.gate(now), GateState::Closed(_));
         if let Some(credits) = &mut self.credits {
             credits.distrust(now);
         }
-        let moved = self.gate.rejected(now, sent, retry_after.unwrap_or_else(untold));
-        if self.ladder.has_stepped()
-            && let GateState::Closed(until) = self.gate(now)
+        let moved = self.gate.rejected(now, sent, retry_after.unwrap_or_else(|| self.untold()));
+        if let Some(ladder) = &mut self.ladder
+            && let GateState::Closed(until) = self.gate.state(now)
         {
             if !was_closed {
-                self.ladder.closed(&self.limits, now);
+                ladder.closed(&self.terms.limits, now);
             }
             self.reopen_evenly(until);
         }
         moved
     }
 
+    /// How long a rejection closes the gate when the server does not say.
+    fn untold(&self) -> Span {
+        let limits = &self.terms.limits;
+        let blamed = self.ladder.as_ref().map_or_else(|| Ladder::new(limits).blamed(limits), |ladder| ladder.blamed(limits));
+        blamed.map_or(UNTOLD, |index| limits[index].period())
+    }
+
     /// What has taken a step goes on without a burst, some way behind the opening of the gate.
     #[cold]
     fn reopen_evenly(&mut self, until: Instant) {
+        let Some(ladder) = &self.ladder else { return };
+        let limits = &self.terms.limits;
         for (index, state) in self.states.iter_mut().enumerate() {
-            if self.ladder.rungs()[index] != self.limits[index].kind() {
-                state.drain_to_one(until + self.ladder.distance(&self.limits, index));
+            if ladder.rungs()[index] != limits[index].kind() {
+                state.drain_to_one(until + ladder.distance(limits, index));
             }
         }
     }
@@ -282,11 +307,15 @@ impl Quota {
     /// What was sent before the last step, or at that instant, did not conform to what came of it: no step. Nor is there one when all
     /// kinds were named, or have climbed as far as they can.
     pub fn climb(&mut self, now: Instant, sent: Instant) -> Option<Step> {
-        let (index, from, to) = self.ladder.climb(&self.limits, now, sent)?;
+        let Terms { ref limits, margin, .. } = *self.terms;
+        let mut ladder = self.ladder.take().unwrap_or_else(|| Box::new(Ladder::new(limits)));
+        let step = ladder.climb(limits, now, sent);
+        self.ladder = ladder.has_stepped().then_some(ladder);
+        let (index, from, to) = step?;
         let state = &mut self.states[index];
         let used = state.used(now);
         let credited = self.credits.as_mut().map_or(0, |credits| credits.hand_back(index));
-        *state = State::on_rung(to, &self.limits[index], self.margin, now, state.in_flight() + credited);
+        *state = State::on_rung(to, &limits[index], margin, now, state.in_flight() + credited);
         Some(Step { limit: index as u16, from, to, used })
     }
 
@@ -303,7 +332,7 @@ impl Quota {
     /// Whether it is as a new one: all of it free, open, and nothing learned about its limits.
     pub fn is_fresh(&self, now: Instant) -> bool {
         let is_full = |state: &State| state.used(now) == 0 && state.in_flight() == 0;
-        !self.ladder.has_stepped() && self.gate(now) == GateState::Open && self.states.iter().all(is_full)
+        self.ladder.is_none() && self.gate(now) == GateState::Open && self.states.iter().all(is_full)
     }
 
     /// How many units may be sent now, to choose between quotas: 0 while the gate is closed or its probe is out, at most 1
@@ -327,15 +356,14 @@ impl Quota {
 
     /// The limits as declared, in that order.
     pub fn limits(&self) -> impl Iterator<Item = &Limit> {
-        self.limits.iter()
+        self.terms.limits.iter()
     }
 
     /// How each limit stands at `now`, in the order of [`limits`](Quota::limits).
     pub fn usage(&self, now: Instant) -> impl Iterator<Item = Usage<'_>> {
-        let states = self.limits.iter().zip(&self.states).zip(self.ladder.rungs());
-        states.map(move |((limit, state), &treated_as)| {
+        self.limits().zip(&*self.states).enumerate().map(move |(index, (limit, state))| {
             let (used, available) = (state.used(now), state.available(now));
-            Usage { limit, treated_as, used, available, next_eligible: state.next_eligible(now, 1) }
+            Usage { limit, treated_as: self.rung(index), used, available, next_eligible: state.next_eligible(now, 1) }
         })
     }
 }

@@ -1,13 +1,21 @@
 //! Units that become something else at known instants.
 
 use std::collections::VecDeque;
-use std::collections::vec_deque::Iter;
 
 use crate::time::{Instant, Span};
 
 /// Instants in strictly ascending order, with the units that wait for each; 16 bytes an instant.
+///
+/// One instant needs no more than the schedule itself: among many states, few have seen a second one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Schedule(VecDeque<(Instant, u32)>);
+pub(super) enum Schedule {
+    #[default]
+    Empty,
+    One(Instant, u32),
+    /// Stays so, empty or not.
+    #[expect(clippy::box_collection, reason = "so that the schedule of most states is small")]
+    Many(Box<VecDeque<(Instant, u32)>>),
+}
 
 impl Schedule {
     /// Adds `units`, at least 1, for `at`. They join those of the entry before them if that one lies at most `reach` a unit
@@ -17,32 +25,45 @@ impl Schedule {
     /// Constant when instants come in order; else linear in the entries after this one.
     #[inline]
     pub(super) fn add(&mut self, at: Instant, units: u32, reach: Span) {
-        match self.0.back_mut() {
-            Some(last) if at < last.0 => self.add_before(at, units, reach),
-            Some(last) if joins(last, at, reach) => last.1 = last.1.saturating_add(units),
-            _ => self.0.push_back((at, units)),
+        match self {
+            Schedule::Empty => *self = Schedule::One(at, units),
+            Schedule::One(..) => self.add_to_one(at, units, reach),
+            Schedule::Many(entries) => match entries.back_mut() {
+                Some(last) if at < last.0 => add_before(entries, at, units, reach),
+                Some(last) if joins(last, at, reach) => last.1 = last.1.saturating_add(units),
+                _ => entries.push_back((at, units)),
+            },
         }
     }
 
-    #[cold]
-    fn add_before(&mut self, at: Instant, units: u32, reach: Span) {
-        let later = self.0.iter().rev().take_while(|entry| at < entry.0).count();
-        let index = self.0.len() - later;
-        match index.checked_sub(1).map(|before| &mut self.0[before]) {
-            Some(before) if joins(before, at, reach) => before.1 = before.1.saturating_add(units),
-            _ => self.0.insert(index, (at, units)),
+    fn add_to_one(&mut self, at: Instant, units: u32, reach: Span) {
+        let Schedule::One(first, theirs) = *self else { return };
+        if at >= first && joins(&(first, theirs), at, reach) {
+            *self = Schedule::One(first, theirs.saturating_add(units));
+        } else {
+            let mut entries = Box::new(VecDeque::from([(first, theirs)]));
+            add_before(&mut entries, at, units, reach);
+            *self = Schedule::Many(entries);
         }
     }
 
     /// Takes the first entry if its instant has come.
     #[inline]
     pub(super) fn pop(&mut self, now: Instant) -> Option<(Instant, u32)> {
-        let &first = self.0.front()?;
-        if first.0 > now {
-            return None;
+        match self {
+            Schedule::Empty => None,
+            Schedule::One(at, units) => {
+                let first = (*at, *units);
+                (first.0 <= now).then(|| {
+                    *self = Schedule::Empty;
+                    first
+                })
+            }
+            Schedule::Many(entries) => {
+                let &first = entries.front()?;
+                if first.0 <= now { entries.pop_front() } else { None }
+            }
         }
-        self.0.pop_front();
-        Some(first)
     }
 
     /// Takes `units` out that wait for exactly `at`. Returns whether there were as many.
@@ -50,24 +71,51 @@ impl Schedule {
     /// # Complexity
     /// Logarithmic in the entries, and linear in them when none is left for that instant.
     pub(super) fn take(&mut self, at: Instant, units: u32) -> bool {
-        let Ok(index) = self.0.binary_search_by_key(&at, |entry| entry.0) else { return false };
-        let Some(left) = self.0[index].1.checked_sub(units) else { return false };
-        self.0[index].1 = left;
-        if left == 0 {
-            self.0.remove(index);
+        match self {
+            Schedule::One(first, theirs) if *first == at && units <= *theirs => {
+                *theirs -= units;
+                if *theirs == 0 {
+                    *self = Schedule::Empty;
+                }
+                true
+            }
+            Schedule::Empty | Schedule::One(..) => false,
+            Schedule::Many(entries) => {
+                let Ok(index) = entries.binary_search_by_key(&at, |entry| entry.0) else { return false };
+                let Some(left) = entries[index].1.checked_sub(units) else { return false };
+                entries[index].1 = left;
+                if left == 0 {
+                    entries.remove(index);
+                }
+                true
+            }
         }
-        true
     }
 
     /// The entries in their order.
     #[inline]
-    pub(super) fn iter(&self) -> Iter<'_, (Instant, u32)> {
-        self.0.iter()
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Instant, u32)> + '_ {
+        let (one, many) = match self {
+            Schedule::Empty => (None, None),
+            Schedule::One(at, units) => (Some((*at, *units)), None),
+            Schedule::Many(entries) => (None, Some(entries)),
+        };
+        one.into_iter().chain(many.into_iter().flat_map(|entries| entries.iter().copied()))
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.iter().count()
+    }
+}
+
+#[cold]
+fn add_before(entries: &mut VecDeque<(Instant, u32)>, at: Instant, units: u32, reach: Span) {
+    let later = entries.iter().rev().take_while(|entry| at < entry.0).count();
+    let index = entries.len() - later;
+    match index.checked_sub(1).map(|before| &mut entries[before]) {
+        Some(before) if joins(before, at, reach) => before.1 = before.1.saturating_add(units),
+        _ => entries.insert(index, (at, units)),
     }
 }
 
@@ -91,11 +139,11 @@ mod tests {
             schedule.add(at(nanos), 1, Span::ZERO);
         }
         let ordered = [(10, 1), (11, 1), (20, 1), (30, 2), (50, 1)];
-        assert!(schedule.iter().copied().eq(ordered.map(|(nanos, units)| (at(nanos), units))));
+        assert!(schedule.iter().eq(ordered.map(|(nanos, units)| (at(nanos), units))));
         schedule.add(at(38), 1, Span::from_nanos(4));
         schedule.add(at(43), 1, Span::from_nanos(4));
-        assert_eq!(schedule.iter().nth(3), Some(&(at(30), 3)));
-        assert_eq!(schedule.iter().nth(4), Some(&(at(43), 1)));
+        assert_eq!(schedule.iter().nth(3), Some((at(30), 3)));
+        assert_eq!(schedule.iter().nth(4), Some((at(43), 1)));
     }
 
     #[test]

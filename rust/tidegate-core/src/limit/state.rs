@@ -1,5 +1,8 @@
 //! The state of one limit, whatever its kind.
 
+use std::ops::{Deref, DerefMut};
+use std::slice;
+
 use super::{AckGcra, AckWindow, Eligible, Jitter, Kind, Limit, Margin, Paced, PhaseWindow, Policy, Unknown};
 use crate::time::{Instant, Span};
 
@@ -15,6 +18,47 @@ pub(super) enum State {
     Paced(Paced),
     /// Boxed, so that the others stay small.
     Unknown(Box<Unknown>),
+}
+
+/// The states of the limits of a quota. One needs no memory of its own: each value of a scope has some.
+#[derive(Clone, Debug)]
+pub(super) enum States {
+    One(State),
+    Several(Box<[State]>),
+}
+
+impl FromIterator<State> for States {
+    fn from_iter<I: IntoIterator<Item = State>>(states: I) -> States {
+        let mut states: Vec<State> = states.into_iter().collect();
+        if states.len() == 1
+            && let Some(only) = states.pop()
+        {
+            return States::One(only);
+        }
+        States::Several(states.into())
+    }
+}
+
+impl Deref for States {
+    type Target = [State];
+
+    #[inline]
+    fn deref(&self) -> &[State] {
+        match self {
+            States::One(only) => slice::from_ref(only),
+            States::Several(states) => states,
+        }
+    }
+}
+
+impl DerefMut for States {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [State] {
+        match self {
+            States::One(only) => slice::from_mut(only),
+            States::Several(states) => states,
+        }
+    }
 }
 
 impl State {

@@ -95,6 +95,17 @@ impl Class {
     /// Slot of the request with the least key.
     #[inline]
     pub fn head(&self, nodes: &impl Nodes) -> Option<u32> {
+        if self.is_plain() { self.lists.first().map(|list| list.head) } else { self.least(nodes) }
+    }
+
+    /// Whether the first list begins with the head.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.aside.is_empty() && !self.merged
+    }
+
+    #[inline(never)]
+    fn least(&self, nodes: &impl Nodes) -> Option<u32> {
         let heads = || self.lists.iter().map(|list| list.head);
         let fresh = if self.merged { heads().min_by_key(|&slot| nodes.key(slot)) } else { heads().next() };
         match (fresh, self.aside.first_key_value()) {

@@ -10,7 +10,7 @@
 //! Source: Goyal, Vin, Cheng, "Start-time Fair Queuing: A Scheduling Algorithm for Integrated Services Packet Switching Networks",
 //! SIGCOMM 1996.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{Key, Place};
 
@@ -30,8 +30,8 @@ struct Flow {
     /// Virtual time that a unit of cost takes.
     unit: u64,
     bands: Vec<Tag>,
-    /// Its queues, by the cost of the requests in them.
-    queues: Vec<(u32, u32)>,
+    /// Its queues: the cost of the requests in it, and its number.
+    queues: BTreeSet<(u32, u32)>,
 }
 
 /// One flow in one band.
@@ -90,7 +90,7 @@ impl Flows {
         }
         self.make_lanes(lanes);
         let unit = self.units.get(name).copied().unwrap_or(UNIT as u64);
-        let flow = Flow { name: name.into(), set, lanes: lanes.into(), unit, bands: Vec::new(), queues: Vec::new() };
+        let flow = Flow { name: name.into(), set, lanes: lanes.into(), unit, bands: Vec::new(), queues: BTreeSet::new() };
         let id = self.free.pop().unwrap_or_else(|| {
             self.flows.push(None);
             (self.flows.len() - 1) as u32
@@ -133,27 +133,27 @@ impl Flows {
         self.flows[flow as usize].as_ref().expect("a flow with a queue is known")
     }
 
-    /// The queue of a flow for requests of this cost.
+    /// A queue of a flow for requests of this cost.
     pub fn queue(&self, flow: u32, cost: u32) -> Option<u32> {
-        self.get(flow).queues.iter().find(|(theirs, _)| *theirs == cost).map(|(_, queue)| *queue)
+        self.get(flow).queues.range((cost, 0)..=(cost, u32::MAX)).next().map(|(_, queue)| *queue)
     }
 
-    /// All queues of a flow.
-    pub fn queues(&self, flow: u32) -> impl Iterator<Item = u32> + '_ {
-        self.get(flow).queues.iter().map(|(_, queue)| *queue)
+    /// The queues of a flow for requests that cost more than one.
+    pub fn costly_queues(&self, flow: u32) -> impl Iterator<Item = u32> + '_ {
+        self.get(flow).queues.range((2, 0)..).map(|(_, queue)| *queue)
     }
 
     /// Gives a flow a queue for requests of this cost.
     pub fn open(&mut self, flow: u32, cost: u32, queue: u32) {
         let queues = &mut self.flows[flow as usize].as_mut().expect("a flow is given its queue at once").queues;
         self.away -= usize::from(queues.is_empty());
-        queues.push((cost, queue));
+        queues.insert((cost, queue));
     }
 
     /// Takes a queue from a flow that has nothing waiting in it.
-    pub fn close(&mut self, flow: u32, queue: u32) {
+    pub fn close(&mut self, flow: u32, cost: u32, queue: u32) {
         let queues = &mut self.flows[flow as usize].as_mut().expect("a flow with a queue is known").queues;
-        queues.retain(|(_, theirs)| *theirs != queue);
+        queues.remove(&(cost, queue));
         if queues.is_empty() {
             self.away += 1;
             if self.away > self.crowd {
@@ -263,7 +263,7 @@ mod tests {
         flows.enter(flow, 5);
         flows.serve(flow, 5, 0, 1);
         flows.leave(flow, 5);
-        flows.close(flow, 9);
+        flows.close(flow, 1, 9);
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
         }
         assert!((MOST_AWAY..3 * MOST_AWAY).contains(&most), "{most}");
         assert_eq!(flows.ids.len(), flows.away + 1);
-        assert_eq!(flows.queues(waiting).collect::<Vec<_>>(), [8]);
+        assert_eq!(flows.queue(waiting, 1), Some(8));
     }
 
     #[test]

@@ -12,6 +12,6 @@ mod request_queue;
 
 pub use class::{Class, Node, Nodes};
 pub use fair::Flows;
-pub use heap::ReadyHeap;
+pub use heap::{FlowHeaps, ReadyHeap};
 pub use order::{Key, Order, Place, Rule};
 pub use request_queue::RequestQueue;

@@ -77,8 +77,8 @@ impl Rule {
     }
 }
 
-/// A request's band in the top 8 bits, the number of its acceptance below.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A request's band in the top 8 bits, the number of its acceptance below: places are in strict order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place(u64);
 
 impl Place {

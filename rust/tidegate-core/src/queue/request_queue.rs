@@ -244,7 +244,7 @@ impl RequestQueue {
             Some(slot) => fair.heap.set(class, fair.flows.key(*flow, self.entries.node(slot).place())),
             None => {
                 fair.heap.remove(class);
-                fair.flows.close(*flow, class);
+                fair.flows.close(*flow, COST, class);
                 self.idle.push(class);
             }
         }
