@@ -309,7 +309,7 @@ def _say_nothing(text: str) -> None:
 def _forget_cancellation() -> None:
     """The second Ctrl-C was for the collecting; what comes after it is not to be cancelled."""
     task = asyncio.current_task()
-    if task is not None and hasattr(task, "uncancel"):
+    if task is not None:
         task.uncancel()
 
 
