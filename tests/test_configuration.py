@@ -306,6 +306,65 @@ def test_targets_that_lead_nowhere_are_left_out(tmp_path):
     assert "2 from urls.txt, without 3 bad lines" in told
 
 
+# ---- files of targets
+
+
+@pytest.mark.parametrize(
+    "name, rows, told",
+    [
+        ("ids.csv", [], "1  is empty; its first line names the columns"),
+        ("ids.csv", ["name,town", "ada,London"], "1  has no column 'target'; it has name, town"),
+        ("ids.csv", ["target"], "1  there is no target in it"),
+        ("ids.jsonl", ["", "  "], "1  there is no target in it"),
+        ("ids.txt", ["# nothing"], "1  there is no target in it"),
+    ],
+)
+def test_file_without_targets(tmp_path, name, rows, told):
+    (tmp_path / name).write_text("\n".join(rows))
+    assert problems(f'{BACKEND}[targets]\nfile = "{name}"\n', tmp_path) == [f"{name}:{told}"]
+
+
+def test_file_that_is_not_there(tmp_path):
+    assert problems(f'{BACKEND}[targets]\nfile = "ids.txt"\n', tmp_path) == [
+        "ids.txt:1  cannot be read: No such file or directory"
+    ]
+
+
+def test_bad_lines_of_json(tmp_path):
+    rows = [
+        '{"id": "one", "timeout": "5s", "backends": ["api"], "priority": 3, "flow": "f"}',
+        '{"id": "two", "timeout": "5 mn"}',
+        '{"id": "three", "backends": ["apo"]}',
+        '{"id": "four", "priority": 300}',
+        '{"id": "five", "timeout": null, "priority": null}',
+        '{"id": true}',
+        '"six"',
+        "7",
+        "{",
+        '{"no": 8}',
+        "9" * 5000,
+    ]
+    (tmp_path / "ids.jsonl").write_text("\n".join(rows))
+    options = '["timeout", "backends", "priority", "flow"]'
+    told = check(f'{BACKEND}[targets]\nfile = "ids.jsonl"\nfield = "id"\noptions = {options}\n', tmp_path, code=0).splitlines()
+    assert told[:5] == [
+        'ids.jsonl:2  timeout = "5 mn": give a span above 0, such as "30s", "15min" or "1h"',
+        'ids.jsonl:3  backends = ["apo"]: give names of backends, with blanks between them; there are api',
+        "ids.jsonl:4  priority = 300: give a priority from 0 (most urgent) to 255",
+        "ids.jsonl:6  its 'id' is no text",
+        "ids.jsonl:9  is no JSON: Expecting property name enclosed in double quotes, in column 2",
+    ]
+    assert "targets   4 from ids.jsonl, without 7 bad lines: 'one', 'five', 'six', …" in told
+
+
+def test_columns_are_found_whatever_writes_them(tmp_path):
+    """A byte order mark, quotes, line ends of Windows, a line break in a field, a single column of any name."""
+    (tmp_path / "ids.csv").write_bytes(b'\xef\xbb\xbf"target","note"\r\n"a,b","x\r\ny"\r\n c ,z\r\n')
+    assert "2 from ids.csv: 'a,b', 'c'" in check(f'{BACKEND}[targets]\nfile = "ids.csv"\n', tmp_path, code=0)
+    (tmp_path / "ids.csv").write_bytes(b"name\nada\nbob\n")
+    assert "2 from ids.csv: 'ada', 'bob'" in check(f'{BACKEND}[targets]\nfile = "ids.csv"\n', tmp_path, code=0)
+
+
 # ---- where things stand
 
 KEYS = st.sampled_from(["a", "b-c", "d_1", '"e f"', "'g.h'", '"[i]"', '"j\\"#"'])

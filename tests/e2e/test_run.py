@@ -318,7 +318,7 @@ def test_bad_lines_are_refused_where_they_must_not_be(configure, server, tmp_pat
     (tmp_path / "ids.jsonl").write_text('{"id": "one"}\n{"id": \n"two"\n[3]\n{"ID": "four"}\n')
     _, errors = finish(start("run", file), code=2)
     assert errors == (
-        f"{tmp_path}/ids.jsonl:2  is no JSON: Expecting value: line 2 column 1 (char 8)\n"
+        f"{tmp_path}/ids.jsonl:2  is no JSON: Expecting value, in column 7\n"
         f"{tmp_path}/ids.jsonl:4  its 'id' is no text\n"
         f"{tmp_path}/ids.jsonl:5  has no 'id'\n"
     )

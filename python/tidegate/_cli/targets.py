@@ -296,9 +296,11 @@ class _JsonLines:
 
     def _read(self, line: str) -> tuple[str, Mapping[str, Any]]:
         try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise LineError(f"is no JSON: {error}") from None
+            value = json.loads(line.rstrip())
+        except json.JSONDecodeError as error:
+            raise LineError(f"is no JSON: {error.msg}, in column {error.pos + 1}") from None
+        except (ValueError, RecursionError):  # a number of thousands of digits, brackets by the thousand
+            raise LineError("is no JSON that can be read") from None
         row = value if isinstance(value, dict) else {self.field: value}
         target = row.get(self.field)
         if isinstance(target, bool) or not isinstance(target, str | int) or target == "":
