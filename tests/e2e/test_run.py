@@ -213,8 +213,9 @@ def test_interrupt_while_it_starts_is_an_interrupt_too(configure):
     run = start("run", configure(path="slow", rest=OUTPUT, targets=many(300)))
     time.sleep(0.15)
     os.killpg(run.pid, signal.SIGINT)
-    run.communicate(timeout=30)
-    assert run.returncode in {130, -signal.SIGINT}  # the second: before the interpreter had got to us
+    _, errors = run.communicate(timeout=30)
+    # Otherwise the interpreter had not got to us.
+    assert run.returncode in {130, -signal.SIGINT} or (run.returncode == 1 and "tidegate" not in errors), errors
 
 
 def test_termination_is_as_an_interrupt(configure, server, tmp_path):
