@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from tidegate import Backend, BackendQuota, ConfigError, Limit, RateLimitScheduler, Retry, bound
+from tidegate import Backend, BackendQuota, BackendRateLimitedError, ConfigError, Limit, RateLimitScheduler, Retry, bound
 from tidegate.testing import FakeBackend, ManualClock, servers
 
 # ---- bound
@@ -155,3 +155,43 @@ async def test_utilisation_of_accounts_and_groups():
         assert shares["first"] == shares["second"]
         scheduler.set_quota("keys", "20/s")
         assert scheduler.snapshot().backends["keys"].utilisation is None
+
+
+# ---- messages
+
+
+async def test_every_message_is_counted_and_so_is_every_rejection():
+    clock = ManualClock()
+    arrived = {"pages": 0, "strict": 0}
+    rejected = 0
+
+    async def pages(request):
+        """Two more messages for each request."""
+        for page in range(3):
+            if page:
+                await request.recharge()
+            arrived["pages"] += 1
+            await clock.sleep(0.01)
+            request.ack(200)
+
+    async def strict(request):
+        """Rejects every third one, and fails every fourth."""
+        nonlocal rejected
+        arrived["strict"] += 1
+        await clock.sleep(0.01)
+        if arrived["strict"] % 3 == 0:
+            rejected += 1
+            raise BackendRateLimitedError("no", retry_after=0.5)
+        if arrived["strict"] % 4 == 0:
+            raise ConnectionError
+
+    backends = [Backend("pages", pages, "20/s burst 5"), Backend("strict", strict, "100/s", accounts=["a", "b"])]
+    async with RateLimitScheduler(backends, clock=clock, seed=1) as scheduler:
+        tickets = await scheduler.submit_many(range(40), backends=lambda target: ["pages", "strict"][target % 2])
+        await clock.run_until_idle()
+        assert all(ticket.done() for ticket in tickets)
+        states = scheduler.snapshot().backends
+    assert arrived["pages"] == 60
+    assert {name: state.sent for name, state in states.items()} == arrived
+    assert {name: state.rejected for name, state in states.items()} == {"pages": 0, "strict": rejected}
+    assert rejected > 5

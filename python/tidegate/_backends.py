@@ -165,7 +165,7 @@ class Backends:
     def states(self) -> dict[str, BackendState]:
         """How each stands now, and its limits."""
         states = {}
-        for name, state, until, in_flight, strays, share, of_all, of_each in self._core.status():
+        for name, state, until, in_flight, strays, (sent, rejected), share, of_all, of_each in self._core.status():
             entry = self._entries.get(name)
             if entry is None:  # its end is about to be told
                 continue
@@ -182,7 +182,7 @@ class Backends:
                 _limit_state(limit, account if has_accounts else None, *usage, scopes=values, waiting=blocked)
                 for limit, (account, usage, values, blocked) in zip(each, of_each, strict=False)
             ]
-            states[name] = BackendState(state, until, in_flight, strays, share, tuple(rows))
+            states[name] = BackendState(state, until, in_flight, strays, sent, rejected, share, tuple(rows))
         return states
 
     def supplies(self) -> "tuple[list[tuple[tuple[str, ...], BackendQuota, int]], dict[str, int]]":

@@ -7,13 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Literal, Protocol, Self, TypedDict, Unpack, cast, get_args
+from weakref import ref
 
 from tidegate import _core
 from tidegate._driver import Driver
 from tidegate._errors import ConfigError
 from tidegate._feasibility import Alike, Feasibility, feasibility_of
+from tidegate._progress import Bar, Line, Meter, Progress, shown
+from tidegate._progress import checked as checked_progress
 from tidegate._runner import Runner
 from tidegate._scheduler import RateLimitScheduler
 from tidegate._scopes import scopes_of
@@ -126,6 +130,8 @@ class ContinuousCollector:
         key: Gives what a target is known by, for `spread`, `remove` and to tell targets apart; the target itself by default.
             Texts and bytes count as they are, anything else by its `repr`.
         sink: Takes the replies of `run()`, in batches of up to 1 000. A slow one slows the collection.
+        progress: Show on standard error how many polls have ended, how fast, what they wait for and how late they are, as
+            `RateLimitScheduler.map` does.
         **options: Of the polls; see `PollOptions`.
 
     Raises:
@@ -164,6 +170,7 @@ class ContinuousCollector:
         spread: bool = True,
         key: Callable[[object], object] | None = None,
         sink: Sink | None = None,
+        progress: Progress = False,
         **options: Unpack[PollOptions],
     ) -> None:
         if not isinstance(scheduler, RateLimitScheduler):
@@ -183,6 +190,8 @@ class ContinuousCollector:
             raise ConfigError(msg, option="sink", value=sink)
         _check_names(options)
         self._scheduler = scheduler
+        self._wanted_progress = checked_progress(progress)
+        self._progress: Line | Bar | None = None
         self._interval = interval
         self._sink = sink
         self._has_own = False  # targets with options of their own
@@ -362,6 +371,8 @@ class ContinuousCollector:
         if not found.feasible:
             logger.warning("%s", found)
         self._schedule.start()
+        if self._wanted_progress:
+            self._progress = shown(self._wanted_progress, partial(_meter_of, scheduler, ref(self), driver))
         driver.feed_from(self)
         driver.plan(self)
         self.turn()
@@ -404,6 +415,8 @@ class ContinuousCollector:
         if self._closed:
             return
         self._closed = True
+        if self._progress is not None:
+            self._progress.stop()
         self.end()
         self._open = 0
         self._stream.close(accepted)
@@ -432,6 +445,22 @@ class ContinuousCollector:
             chosen = {name: option(target) if callable(option) else option for name, option in options.items()}
             groups[_alike(target, interval, chosen, limited)] += 1
         return groups
+
+
+def _meter_of(scheduler: RateLimitScheduler, collector: "ref[ContinuousCollector]", driver: Driver) -> Meter:
+    def statistics() -> CollectorStatistics | None:
+        alive = collector()  # whoever leaves the iteration early frees it
+        return None if alive is None else alive.statistics()
+
+    def ended() -> int:
+        now = statistics()
+        return 0 if now is None else now.delivered + now.failed + now.expired
+
+    def late() -> str:
+        now = statistics()
+        return "" if now is None or not now.lag.count else f"{now.lag.p90:.2g} s late"
+
+    return Meter(scheduler, ended, None, driver.loop.time, late)
 
 
 def _alike(target: object, interval: float, options: Mapping[str, object], limited: Collection[str]) -> Alike:

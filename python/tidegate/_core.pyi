@@ -252,6 +252,7 @@ class Core:
             float | None,
             int,
             int,
+            tuple[int, int],
             float | None,
             list[tuple[int, tuple[str, int, int, float | None]]],
             list[tuple[int, tuple[str, int, int, float | None], int, int]],

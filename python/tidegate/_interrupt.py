@@ -12,6 +12,9 @@ from typing import Any
 
 logger = logging.getLogger("tidegate")
 
+CODE = 130
+"""What a command that was interrupted exits with."""
+
 
 class Interruption:
     """The first Ctrl-C takes nothing new, finishes the attempts that run and cancels what waits; the second one stops now.
@@ -46,21 +49,29 @@ class Interruption:
             self._call(self._task.cancel)
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
+    def heeded(self, *others: signal.Signals) -> Iterator[None]:
         """Have Ctrl-C come here while the block runs, if this is the main thread and nobody else handles it.
 
         The third one is Python's own, for a loop that does not come round.
+
+        Args:
+            *others: Signals that mean the same, such as SIGTERM for a command.
         """
-        if threading.current_thread() is not threading.main_thread() or not _is_pythons(
-            before := signal.getsignal(signal.SIGINT)
-        ):
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
-        signal.signal(signal.SIGINT, self._on_signal)
+        before: dict[signal.Signals, Any] = {
+            number: handler for number in others if (handler := signal.getsignal(number)) is signal.SIG_DFL
+        }
+        if _is_pythons(handler := signal.getsignal(signal.SIGINT)):
+            before[signal.SIGINT] = handler
+        for number in before:
+            signal.signal(number, self._on_signal)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Ma
 from contextlib import suppress
 from contextvars import copy_context
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import repeat
 from types import TracebackType
 from typing import Literal, Self, TypedDict, Unpack, cast
+from weakref import ref
 
 from tidegate import _core
 from tidegate._backend import Backend
@@ -23,6 +25,8 @@ from tidegate._lease import Slot
 from tidegate._options import Priority, Retry
 from tidegate._order import Order
 from tidegate._order import checked as checked_order
+from tidegate._progress import Meter, Progress, shown
+from tidegate._progress import checked as checked_progress
 from tidegate._quota import BackendQuota, count_of, seconds_of
 from tidegate._runner import ContextRunner, Runner
 from tidegate._scopes import scopes_of
@@ -282,6 +286,7 @@ class RateLimitScheduler:
         *,
         ordered: bool = False,
         ahead: int | None = None,
+        progress: Progress = False,
         **options: Unpack[BatchOptions],
     ) -> ReplyStream:
         """Request many targets and iterate over the replies, failed ones too, as they complete.
@@ -293,6 +298,9 @@ class RateLimitScheduler:
             targets: Any iterable, synchronous or asynchronous; as large as you like.
             ordered: Yield in the order of the targets.
             ahead: Most requests accepted and not yet yielded, at least 1; default twice the backends' concurrency, at least 64.
+            progress: Show on standard error how many are done, how fast, what they wait for, and how long it takes: as a `tqdm`
+                bar where that is installed, else as one line; where nothing can be redrawn, as a line every 10 s. `"auto"`:
+                only on a terminal or in a notebook. The variable `TIDEGATE_PROGRESS=0` turns it off.
 
         Raises:
             ConfigError: An option is wrong, or `targets` is empty.
@@ -302,8 +310,10 @@ class RateLimitScheduler:
         """
         driver = self._accepting()
         _check_names(options)
+        checked_progress(progress)
         if not isinstance(targets, AsyncIterable):
             _targets(targets)
+        total = len(targets) if isinstance(targets, Sized) else None
         if ahead is None:
             ahead = self._usual_ahead()
         core, override = self._core, self._override()
@@ -323,7 +333,10 @@ class RateLimitScheduler:
                     accepted += 1
                 return accepted
 
-        return ReplyStream(core, targets, accept, driver, ahead=count_of("ahead", ahead), ordered=ordered)
+        stream = ReplyStream(core, targets, accept, driver, ahead=count_of("ahead", ahead), ordered=ordered)
+        if progress:
+            stream.show(shown(progress, partial(self._meter, ref(stream), total)))
+        return stream
 
     def slot(
         self,
@@ -511,6 +524,17 @@ class RateLimitScheduler:
         state = "closed" if self._closed else "new" if self._driver is None else "running"
         names = ", ".join(self._backends)
         return f"<RateLimitScheduler [{names}]: {state}, {ledger.pending} pending>"
+
+    def _meter(self, stream: "ref[ReplyStream]", total: int | None) -> Meter:
+        last = 0
+
+        def yielded() -> int:
+            nonlocal last
+            if (alive := stream()) is not None:
+                last = alive.yielded
+            return last
+
+        return Meter(self, yielded, total, self._running().loop.time)
 
     def _running(self) -> Driver:
         if self._driver is None:

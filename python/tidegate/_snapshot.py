@@ -60,8 +60,9 @@ class BackendState:
 
     `state` is `"open"`, `"limited"`, `"full"` (concurrency), `"closed"` (by the server) or `"draining"` (removed);
     `next_eligible_in` the seconds until that may change, None when only an event can; `strays` the attempts in flight that were
-    given up. `utilisation` is the share of what was possible, from 0 to 1: units sent and not rejected, of those that the
-    declared limits let through in the time during which something waited for it; since its quota was last changed; None
+    given up. `sent` is how many messages went there so far, redirects and pages too, and `rejected` how many of them the server
+    rejected for its limits. `utilisation` is the share of what was possible, from 0 to 1: units sent and not rejected, of those
+    that the declared limits let through in the time during which something waited for it; since its quota was last changed; None
     without limits, or as long as nothing has waited.
     """
 
@@ -69,6 +70,8 @@ class BackendState:
     next_eligible_in: float | None
     in_flight: int
     strays: int
+    sent: int
+    rejected: int
     utilisation: float | None
     limits: tuple[LimitState, ...]
 

@@ -9,6 +9,7 @@ from weakref import ref
 
 from tidegate import _core
 from tidegate._driver import Driver
+from tidegate._progress import Bar, Line
 
 # Accepts as many of the targets as there is room for, from the first, as those from this index on; says how many.
 Accept = Callable[[list[object], _core.Stream, int], int]
@@ -56,6 +57,7 @@ class ReplyStream:
         self._waiting = False
         self._was_woken = False  # from its place in the line for room
         self._closed = False
+        self._progress: Line | Bar | None = None
         driver.feed_from(self)
 
     def __aiter__(self) -> Self:
@@ -132,10 +134,21 @@ class ReplyStream:
             self._feeder.cancel()
         self._stream.nudge()
 
+    @property
+    def yielded(self) -> int:
+        """Replies that were handed over so far."""
+        return self._accepted - self._open
+
+    def show(self, progress: Line | Bar | None) -> None:
+        """Stop showing progress when it ends."""
+        self._progress = progress
+
     def _finish(self) -> None:
         if self._closed:
             return
         self._closed = True
+        if self._progress is not None:
+            self._progress.stop()
         self.end()
         self._open = 0
         self._stream.close()

@@ -70,8 +70,9 @@ def test_interrupt_while_it_starts_is_an_interrupt_too():
     demo = start()
     time.sleep(0.15)
     os.killpg(demo.pid, signal.SIGINT)
-    demo.communicate(timeout=30)
-    assert demo.returncode in {130, -signal.SIGINT}  # the second: before the interpreter had got to us
+    output, _ = demo.communicate(timeout=30)
+    # Otherwise the interpreter had not got to us.
+    assert demo.returncode in {130, -signal.SIGINT} or (demo.returncode == 1 and "_cli" not in output), output
 
 
 def test_terminal_shows_one_line_that_is_redrawn():

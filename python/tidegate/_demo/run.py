@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -16,7 +15,9 @@ import aiohttp
 
 from tidegate import BackendQuota, RateLimitScheduler, Reply, RequestCancelledError, Retry
 from tidegate._demo.servers import fleet
+from tidegate._interrupt import CODE as INTERRUPTED
 from tidegate._interrupt import Interruption
+from tidegate._progress import line
 from tidegate._snapshot import BackendState
 from tidegate.backends.http import HttpBackend
 
@@ -25,7 +26,6 @@ DECLARED = ("window", "bucket")
 REQUIRED_SHARE = 0.97
 JUDGED_FROM = 8.0
 """Seconds of demand from which a share says something: two of the longest windows."""
-INTERRUPTED = 130
 
 Stats = Mapping[str, Mapping[str, float]]
 
@@ -107,7 +107,7 @@ class Run:
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         targets = [f"item-{number:03}" for number in range(1, self.count + 1)]
-        with shown_live(out, lambda: self._line(loop.time() - started_at)):
+        with line(out, lambda: self._line(loop.time() - started_at), every=5):
             # All are accepted at once: so there is more demand than the servers allow until the last one is sent.
             async with self.scheduler.map(targets, ahead=self.count) as replies:
                 async for reply in replies:
@@ -178,32 +178,3 @@ class Run:
 def share(counts: Mapping[str, float]) -> float:
     """The part of what a server allowed that was used, while there was demand."""
     return counts["used"] / counts["allowed"] if counts["allowed"] else 1.0
-
-
-@contextmanager
-def shown_live(out: TextIO, line: Callable[[], str]) -> Iterator[None]:
-    """Show a line that changes: drawn over itself on a terminal, else printed every five seconds."""
-    terminal = out.isatty()
-
-    def draw() -> None:
-        text = line()
-        if terminal:
-            width = shutil.get_terminal_size().columns - 1
-            out.write(f"\r{text[:width]:{width}}")
-        else:
-            out.write(f"{text}\n")
-        out.flush()
-
-    async def repeat() -> None:
-        while True:
-            draw()
-            await asyncio.sleep(0.1 if terminal else 5)
-
-    showing = asyncio.get_running_loop().create_task(repeat())
-    try:
-        yield
-    finally:
-        showing.cancel()
-        draw()
-        if terminal:
-            out.write("\n")

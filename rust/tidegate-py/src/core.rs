@@ -780,7 +780,8 @@ impl Core {
                 BackendState::Draining => ("draining", None),
             };
             let share = status.share().map(|share| share.used as f64 / share.possible as f64);
-            Some((backend.name.clone_ref(py), word, change, status.in_flight(), status.strays(), share, limits, scoped))
+            let sent = (status.messages(), status.rejections());
+            Some((backend.name.clone_ref(py), word, change, status.in_flight(), status.strays(), sent, share, limits, scoped))
         });
         let rows: Vec<_> = rows.collect();
         drop(state);

@@ -427,6 +427,7 @@ impl Engine {
             // It has been told.
         } else if rejection {
             self.tally(account).lost(unacked);
+            self.backends[usize::from(backend.0)].rejections += 1;
             if self.is_of_account(now, index) {
                 self.rejected(now, sent_at, retry_after, (backend, account, None));
             } else {
@@ -495,6 +496,7 @@ impl Engine {
     fn refund(&mut self, now: Instant, index: u32, sent_at: Instant, cost: u32) {
         let lease = self.leases.get(index);
         let account = lease.account;
+        self.backends[usize::from(lease.backend)].messages -= 1;
         self.accounts[account as usize].quota.refund(sent_at, cost);
         for &scope in &lease.scopes {
             self.scopes.get_mut(scope).quota.refund(sent_at, cost);
@@ -601,6 +603,7 @@ impl Engine {
         let mut released = scopes;
         if let Some(index) = self.leases.find(lease) {
             let lease = self.leases.get_mut(index);
+            self.backends[usize::from(lease.backend)].messages += 1;
             lease.unacked += cost;
             lease.unfinished += cost;
             lease.sent_at = now;

@@ -105,6 +105,9 @@ pub(super) struct Backend {
     pub(super) in_flight: u32,
     /// Of those, leases whose request has moved on.
     pub(super) strays: u32,
+    /// Sent so far, and of those the ones that its server rejected.
+    pub(super) messages: u64,
+    pub(super) rejections: u64,
     /// The classes that wait for it; under the fair order, the flows.
     pub(super) waiting: ReadyHeap,
     /// Under the fair order, the classes of each flow.
@@ -133,6 +136,8 @@ impl Backend {
             weight: spec.weight,
             in_flight: 0,
             strays: 0,
+            messages: 0,
+            rejections: 0,
             waiting: ReadyHeap::default(),
             by_flow: FlowHeaps::default(),
             wanted: false,

@@ -195,6 +195,7 @@ impl Engine {
         let lease = self.leases.insert(slot, (id, account, scopes), cost, now, blocked);
         let backend = &mut self.backends[usize::from(id)];
         backend.in_flight += 1;
+        backend.messages += 1;
         let (first, timeout) = (backend.accounts.all().start, backend.timeout);
         let entry = self.requests.get_mut(slot);
         entry.state = State::Leased;

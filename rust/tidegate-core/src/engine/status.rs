@@ -92,6 +92,16 @@ impl<'a> BackendStatus<'a> {
         self.backend.strays
     }
 
+    /// Messages that were sent so far, those that were rejected included.
+    pub fn messages(&self) -> u64 {
+        self.backend.messages
+    }
+
+    /// Of those, the ones that its server rejected for its limits.
+    pub fn rejections(&self) -> u64 {
+        self.backend.rejections
+    }
+
     /// How each limit by scope of each account stands.
     ///
     /// # Complexity
