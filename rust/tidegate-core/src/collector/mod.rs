@@ -274,21 +274,30 @@ impl Collector {
 
     /// Moves what has come to the queue of those due.
     fn fall_due(&mut self, now: Instant) {
-        while let Some(slot) = self.wheel.pop_due(now) {
-            let target = &mut self.targets[slot as usize];
-            target.timer = None;
-            self.soon.push(Reverse((target.at, slot)));
-        }
         while let Some(&Reverse((at, slot))) = self.soon.peek()
             && at <= now
         {
             self.soon.pop();
-            if self.targets[slot as usize].next < self.resumed_at {
-                let next = self.skip_to(slot, self.resumed_at);
-                self.arm(slot, next);
+            self.come(slot);
+        }
+        while let Some(slot) = self.wheel.pop_due(now) {
+            let target = &mut self.targets[slot as usize];
+            target.timer = None;
+            if target.at <= now {
+                self.come(slot);
             } else {
-                self.make_due(slot);
+                self.soon.push(Reverse((target.at, slot)));
             }
+        }
+    }
+
+    /// The instant for which a target waited has come.
+    fn come(&mut self, slot: u32) {
+        if self.targets[slot as usize].next < self.resumed_at {
+            let next = self.skip_to(slot, self.resumed_at);
+            self.arm(slot, next);
+        } else {
+            self.make_due(slot);
         }
     }
 
