@@ -501,6 +501,17 @@ def test_targets_are_collected_again_and_again(configure, server, tmp_path):
     assert min(late) > 0
 
 
+def test_second_interrupt_stops_a_collection_now(configure, server, tmp_path):
+    file = configure(path="slow", backend='quota = "100/s"', rest=EVERY_HALF_SECOND.replace("500ms", "100ms"), targets=many(5))
+    run = start("run", file, "--json")
+    until_asked(server, 8, run)
+    for _ in range(2):
+        os.killpg(run.pid, signal.SIGINT)
+        time.sleep(0.1)
+    output, _ = finish(run, code=130, timeout=5)
+    adds_up(output, targets=None, written=len(lines(tmp_path / "out.jsonl")))
+
+
 def test_collection_outlives_a_server_that_dies_and_returns(configure, server, tmp_path):
     run = start("run", configure(backend='quota = "50/s"', rest=EVERY_HALF_SECOND, targets=many(5)), "--json")
     until_asked(server, 8, run)
