@@ -396,6 +396,19 @@ def test_most_urgent_target_goes_first_wherever_it_stands(configure, tmp_path, s
     assert server.asked == [str(number) for number in reversed(range(80))]
 
 
+def test_limits_by_scope_count_what_lines_say(configure, tmp_path):
+    """Each user has a limit of one in ten minutes, and the backend's one host one of its own."""
+    targets = '[targets]\nfile = "ids.csv"\nscopes = ["user"]'
+    backend = 'quota = ["1/10min per user", "50/s per host"]'
+    file = configure(backend=backend, rest=f"[run]\ntimeout = '3s'\n{OUTPUT}", targets=targets)
+    (tmp_path / "ids.csv").write_text("target,user\n" + "".join(f"{number},{number % 7}\n" for number in range(10)))
+    output, _ = finish(start("run", file, "--json"), code=1)
+    summary = adds_up(output, targets=10, written=10)
+    assert summary["requests"]["collected"] == 7
+    assert summary["requests"]["expired"] == 3
+    assert summary["backends"]["api"]["sent"] == 7
+
+
 def test_interrupt_ends_waiting_for_a_pipe(configure, server, tmp_path):
     run = start("run", configure(rest=OUTPUT), "--targets", "-", "--json", stdin=subprocess.PIPE)
     assert run.stdin is not None
