@@ -296,6 +296,29 @@ def test_interval_of_each_target_needs_one_for_all_others(tmp_path):
     assert "3 targets ask api for 0.1/s" in told
 
 
+def test_limit_by_scope_needs_targets_that_say_theirs(tmp_path):
+    text = BACKEND.replace("100/min", "100/min per user")
+    assert problems(text + TARGETS, tmp_path) == [
+        (
+            'tidegate.toml:4  [[backend]] "api" quota: no target says its user; give [targets] a file with such a column or '
+            'field, and scopes = ["user"]'
+        )
+    ]
+    (tmp_path / "ids.csv").write_text("target,user\none,ada\ntwo,\nthree,bob\nfour,bob\n")
+    file = '[targets]\nfile = "ids.csv"\nscopes = ["user"]\n'
+    told = check(text + file, tmp_path, code=0)
+    assert "ids.csv:3  has no user, by which a limit counts" in told
+    assert "100/min for each user (window, to begin with)" in told
+    assert problems(BACKEND + file, tmp_path) == ["tidegate.toml:7  [targets] scopes: no limit is per user; leave it out"]
+    assert problems(text + file.replace("user", "usr"), tmp_path) == [
+        (
+            'tidegate.toml:4  [[backend]] "api" quota: no target says its user; give [targets] a file with such a column or '
+            'field, and scopes = ["user"]'
+        ),
+        'tidegate.toml:7  [targets] scopes: no limit is per usr; leave it out. Did you mean "user"?',
+    ]
+
+
 def test_targets_that_lead_nowhere_are_left_out(tmp_path):
     text = BACKEND.replace("https://api.example/items/{target}", "{target}") + '[targets]\nfile = "urls.txt"\n'
     (tmp_path / "urls.txt").write_text("https://a.example/1\nhello\nftp://b.example/\nhttps://\nhttp://b.example\n")
@@ -438,6 +461,46 @@ def test_every_key_stands_on_a_line(text):
     for place, line in found.items():
         if isinstance(place[-1], str):
             assert place[-1].replace('"', '\\"') in rows[line - 1]
+
+
+ANYTHING = st.sampled_from(
+    r"""
+0 -1 1 3.5 nan inf 1e308 9223372036854775807 true 1979-05-27 07:32:00 "" "none" "-" "10/s" "1/s_per_host" "1/s_per_user" "30s"
+"0s" "high" "fair" "aging" "csv" "api" "${X}" "$" "{target}" "https://api.example/" "http://[::1" "\u0000" "\uD7FF😀" [] [[]] {}
+{a=1} {a="b"} ["a",1] ["user"] ["priority"] ["interval"] ["10/s","x"] [{a="b"}] {"A"="${account.a}"} {attempts=2} {cap=-1}
+    """.replace("_per_", " per ").split()
+)
+KNOWN = {
+    "[[backend]]": "name url quota concurrency group accounts method headers timeout weight cold_start max_redirects other",
+    "[targets]": "list file format column field options scopes strict other",
+    "[run]": "interval overrun spread timeout priority order step weights retry other",
+    "[output]": "file save rotate sync other",
+    "[other]": "other",
+    "[[targets]]": "list",
+    "[backend]": "name",
+}
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> str:
+    """Sections and keys that are nearly right, with any values."""
+    backend = BACKEND.replace('"100/min"', draw(ANYTHING)) if draw(st.booleans()) else BACKEND
+    lines = [backend, TARGETS] if draw(st.booleans()) else [backend]
+    for section in draw(st.lists(st.sampled_from([*KNOWN, "[[backend]]"]), max_size=4)):
+        keys = draw(st.lists(st.sampled_from(KNOWN[section].split()), unique=True, max_size=5))
+        lines += [section, *(f"{key} = {draw(ANYTHING)}" for key in keys)]
+    return "\n".join(lines)
+
+
+@given(configurations())
+def test_whatever_is_given_is_understood_or_told(tmp_path_factory, text):
+    file = tmp_path_factory.mktemp("any") / "tidegate.toml"
+    file.write_text(text)
+    result = CliRunner().invoke(cli, ["check", str(file)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), (text, result.exc_info)
+    assert result.exit_code in {0, 2}
+    if result.exit_code == 2:
+        assert all(row.startswith(f"{file}:") for row in result.output.splitlines()), result.output
 
 
 def test_place_of_each_element():

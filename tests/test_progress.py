@@ -65,7 +65,7 @@ async def test_line_is_redrawn_on_a_terminal(terminal):
     assert len(rows) > 5
     assert all(len(row) < 120 for row in rows)
     assert rows[0].startswith("0/50  0.0/s  0 in flight")
-    assert any(re.search(r"\d\d/50  \d+\.\d/s  .*waiting: api limit \d s  0 rejected", row) for row in rows)
+    assert any(re.search(r"\d\d/50  \d+\.\d/s  .*waiting: api limit \d\.\d s  0 rejected", row) for row in rows)
     assert any("ETA 0:0" in row for row in rows)
     assert rows[-1].startswith("50/50")
     assert rows[-1].endswith("1 failed")

@@ -248,7 +248,7 @@ def _reason(name: str, backend: BackendState) -> str:
     if word is None:
         return ""
     seconds = backend.next_eligible_in
-    return f"{name} {word}" if seconds is None or word == "full" else f"{name} {word} {seconds:.0f} s"
+    return f"{name} {word}" if seconds is None or word == "full" else f"{name} {word} {seconds:.{int(seconds < 10)}f} s"
 
 
 def _width() -> int:

@@ -396,6 +396,19 @@ def test_most_urgent_target_goes_first_wherever_it_stands(configure, tmp_path, s
     assert server.asked == [str(number) for number in reversed(range(80))]
 
 
+def test_limits_by_scope_count_what_lines_say(configure, tmp_path):
+    """Each user has a limit of one in ten minutes, and the backend's one host one of its own."""
+    targets = '[targets]\nfile = "ids.csv"\nscopes = ["user"]'
+    backend = 'quota = ["1/10min per user", "50/s per host"]'
+    file = configure(backend=backend, rest=f"[run]\ntimeout = '3s'\n{OUTPUT}", targets=targets)
+    (tmp_path / "ids.csv").write_text("target,user\n" + "".join(f"{number},{number % 7}\n" for number in range(10)))
+    output, _ = finish(start("run", file, "--json"), code=1)
+    summary = adds_up(output, targets=10, written=10)
+    assert summary["requests"]["collected"] == 7
+    assert summary["requests"]["expired"] == 3
+    assert summary["backends"]["api"]["sent"] == 7
+
+
 def test_interrupt_ends_waiting_for_a_pipe(configure, server, tmp_path):
     run = start("run", configure(rest=OUTPUT), "--targets", "-", "--json", stdin=subprocess.PIPE)
     assert run.stdin is not None
@@ -499,6 +512,17 @@ def test_targets_are_collected_again_and_again(configure, server, tmp_path):
         assert steps == pytest.approx([0.5] * len(steps), abs=0.01)  # without drift
     late = [(datetime.fromisoformat(row["at"]) - datetime.fromisoformat(row["scheduled_for"])).total_seconds() for row in rows]
     assert min(late) > 0
+
+
+def test_second_interrupt_stops_a_collection_now(configure, server, tmp_path):
+    file = configure(path="slow", backend='quota = "100/s"', rest=EVERY_HALF_SECOND.replace("500ms", "100ms"), targets=many(5))
+    run = start("run", file, "--json")
+    until_asked(server, 8, run)
+    for _ in range(2):
+        os.killpg(run.pid, signal.SIGINT)
+        time.sleep(0.1)
+    output, _ = finish(run, code=130, timeout=5)
+    adds_up(output, targets=None, written=len(lines(tmp_path / "out.jsonl")))
 
 
 def test_collection_outlives_a_server_that_dies_and_returns(configure, server, tmp_path):

@@ -21,6 +21,7 @@ from tidegate._cli.lines import Path as Place
 from tidegate._cli.lines import lines_of
 from tidegate._cli.problems import BadFileError, Problem, nearest, quoted
 from tidegate._cli.words import Cap, Limits, Seconds, Size, Urgency, Variables, WordError, choices_of
+from tidegate._scopes import HOST
 from tidegate.backends._address import Address, shown
 from tidegate.backends.http import HttpBackend
 
@@ -73,6 +74,7 @@ class TargetsTable(msgspec.Struct, frozen=True, kw_only=True):
     column: str | None = None
     field: str | None = None
     options: list[Literal["priority", "timeout", "backends", "flow", "interval"]] = []
+    scopes: list[str] = []
     strict: bool = False
 
 
@@ -121,6 +123,7 @@ class Plan:
         backends: They, in order of declaration.
         addresses: Of them, where targets lead.
         shown: The same as it is written, without what may be secret.
+        scopes: What limits count by.
         variables: Those that it refers to, and whether they are set.
     """
 
@@ -134,6 +137,7 @@ class Plan:
     output: OutputTable
     order: Order
     retry: Retry
+    scopes: frozenset[str]
     variables: Mapping[str, bool]
 
     def beside(self, name: str) -> str:
@@ -203,6 +207,7 @@ class _Reading:
     output: str | None
     problems: list[Problem] = field(default_factory=list)
     addresses: list[Address] = field(default_factory=list)
+    counted: dict[str, tuple[Place, str]] = field(default_factory=dict)
     variables: Variables = field(init=False)
 
     def __post_init__(self) -> None:
@@ -219,6 +224,8 @@ class _Reading:
             targets = msgspec.structs.replace(targets, inline=None, file=self.targets)
         elif targets is not None:
             self._check_targets(targets)
+        if targets is not None:
+            self._check_scopes(targets)
         if self.output is not None:
             output = msgspec.structs.replace(output, file=self.output)
         if targets is not None and run is not None and "interval" in targets.options and run.interval is None:
@@ -248,6 +255,7 @@ class _Reading:
                     output,
                     order,
                     retry,
+                    frozenset(self.counted),
                     self.variables.is_set,
                 )
         raise BadFileError.of(str(self.file), *self.problems)
@@ -307,6 +315,9 @@ class _Reading:
             if read.name in seen:
                 self._wrong((*at, "name"), section, "name", f"the backend of line {seen[read.name]} has this name; give another")
             seen.setdefault(read.name, self._line((*at, "name")))
+            for limit in read.quota:
+                if limit.per is not None:
+                    self.counted.setdefault(limit.per, (at, section))
             backend = self._backend(at, section, read)
             if backend is not None:
                 yield backend
@@ -393,10 +404,22 @@ class _Reading:
             if getattr(table, key) is not None and table.file is not None and format_of(table) != needed:
                 self._wrong((*at, key), "[targets]", key, f'is for {needed} files; leave it out, or give format = "{needed}"')
 
-        if table.options and (table.file is None or format_of(table) == "text"):
-            self._wrong(
-                (*at, "options"), "[targets]", "options", "are columns of csv files or fields of jsonl files; leave it out"
-            )
+        for key in ("options", "scopes"):
+            if getattr(table, key) and (table.file is None or format_of(table) == "text"):
+                self._wrong((*at, key), "[targets]", key, "are columns of csv files or fields of jsonl files; leave it out")
+
+    def _check_scopes(self, table: TargetsTable) -> None:
+        """Whether targets say what limits count by. Their host they say themselves, or it is that of the backend."""
+        for scope in table.scopes:
+            if scope not in self.counted:
+                near = nearest(scope, self.counted)
+                self._wrong(("targets", "scopes"), "[targets]", "scopes", f"no limit is per {scope}; leave it out", None, near)
+        for scope, (at, section) in self.counted.items():
+            if scope not in {HOST, *table.scopes}:
+                way_out = (
+                    f'no target says its {scope}; give [targets] a file with such a column or field, and scopes = ["{scope}"]'
+                )
+                self._wrong((*at, "quota"), section, "quota", way_out)
 
     def _order(self, run: RunTable) -> Order:
         at: Place = ("run",)

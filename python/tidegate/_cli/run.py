@@ -102,6 +102,8 @@ def options_of(plan: Plan, source: Targets) -> dict[str, Any]:
         options["interval"] = float(run.interval)
     for name in plan.targets.options:
         options[name] = source.option(name, options.get(name))
+    if plan.scopes:
+        options["scopes"] = source.scopes
     return options
 
 

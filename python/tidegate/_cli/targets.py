@@ -17,8 +17,11 @@ from typing import Any
 
 from tidegate._cli.config import Plan, format_of
 from tidegate._cli.words import Seconds, Urgency, WordError
+from tidegate._scopes import HOST, host_of
 from tidegate.backends._address import AddressError
 
+OF_BACKEND = "*"
+"""The host of targets that are no URLs: that of their backend, which is one and the same."""
 MOST_TOLD = 5
 """Bad lines that are told one by one."""
 CHUNK = 64 * 1024
@@ -63,6 +66,11 @@ class Targets:
         counts = ((self.bad, "bad line"), (self.duplicates, "duplicate"))
         words = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
         return f", without {' and '.join(words)}" if words else ""
+
+    def scopes(self, target: object) -> Mapping[str, str]:
+        """What limits count a target by: what its line says, and its host."""
+        own: Mapping[str, str] = self.options.get(str(target), {}).get("scopes", {})
+        return own if HOST in own or host_of(target) is not None else {**own, HOST: OF_BACKEND}
 
     def option(self, name: str, default: object) -> Callable[[object], Any]:
         """An option as a function of the target."""
@@ -170,7 +178,7 @@ def _parser(plan: Plan) -> Parse:
     form = format_of(table)
     if form == "text":
         return _text
-    options = _Options(table.options, known)
+    options = _Options(table.options, table.scopes, known)
     return _Csv(table.column, options) if form == "csv" else _JsonLines(table.field or "target", options)
 
 
@@ -200,11 +208,16 @@ class _Options:
     """Options that each target may have for itself."""
 
     names: Sequence[str]
+    scopes: Sequence[str]
     known: Sequence[str]
 
     def read(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """Those of one row; an empty field is none."""
-        options = {}
+        options: dict[str, object] = {}
+        if missing := [name for name in self.scopes if row.get(name) in {None, ""}]:
+            raise LineError(f"has no {missing[0]}, by which a limit counts")
+        if self.scopes:
+            options["scopes"] = {name: str(row[name]) for name in self.scopes}
         for name in self.names:
             value = row.get(name)
             if value is None or value == "":
@@ -251,7 +264,7 @@ class _Csv:
         if header is None:
             raise LineError("is empty; its first line names the columns")
         column = self.column or ("target" if "target" in header or len(header) > 1 else header[0])
-        for name in [column, *self.options.names]:
+        for name in [column, *self.options.names, *self.options.scopes]:
             if name not in header:
                 raise LineError(f"has no column {name!r}; it has {', '.join(header)}")
         while True:
