@@ -483,6 +483,7 @@ def test_feasibility_can_be_asked_before_anything_runs():
     assert (asked("c", 20).load, asked("c", 20, cost=1).round) == (1.0, 9.0)
     assert asked(None).bottleneck is None
     assert str(asked("free", 1)) == "1 target: 0.1/s are asked for, and no limit holds them back"
+    assert str(asked("a", 1)).startswith("1 target asks ")
     assert "(60%); an interval of 6 s is the least that fits" in str(asked(["a"], 60))
     mixed = asked(lambda target: ["c"] if target < 40 else ["a", "c"], 160)
     assert (mixed.bottleneck, mixed.load) == ("c", 2.0)

@@ -4,6 +4,8 @@ import ast
 import enum
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import FunctionType, ModuleType
 
@@ -18,6 +20,8 @@ STUB = ROOT / "python" / "tidegate" / "_core.pyi"
 
 NAMES = tuple(tidegate.__all__)
 DEFINED = tuple(name for name in NAMES if isinstance(getattr(tidegate, name), type | FunctionType))
+# Every client that there is something for, and what only a part of the package needs.
+NOT_NEEDED = {"aiohttp", "click", "curl_cffi", "httpx", "httpx2", "msgspec", "niquests", "requests", "urllib3", "uvloop"}
 CLASSES = tuple(name for name in DEFINED if isinstance(getattr(tidegate, name), type))
 
 
@@ -86,3 +90,12 @@ def test_reference_lists_every_public_name_once_and_no_other():
     documented = documented_names()
     assert sorted(documented) == sorted(set(documented))
     assert set(documented) == {name for name in NAMES if not name.startswith("__")}
+
+
+def test_import_brings_in_no_library():
+    """Not even the dependencies: each is imported by what needs it."""
+    program = "import sys, tidegate, tidegate.testing; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "tidegate" in imported
+    assert not imported & NOT_NEEDED

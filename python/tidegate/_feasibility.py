@@ -41,10 +41,11 @@ class Feasibility:
 
     def __str__(self) -> str:
         """In a sentence."""
-        targets = f"{self.targets:,} target{'s' if self.targets != 1 else ''}"
+        noun, verb = ("target", "asks") if self.targets == 1 else ("targets", "ask")
+        targets = f"{self.targets:,} {noun}"
         if self.bottleneck is None or self.supply is None:
             return f"{targets}: {self.demand:.3g}/s are asked for, and no limit holds them back"
-        asked = f"{targets} ask {self.bottleneck} for {self.demand:.3g}/s of the {self.supply:.3g}/s that it allows"
+        asked = f"{targets} {verb} {self.bottleneck} for {self.demand:.3g}/s of the {self.supply:.3g}/s that it allows"
         if self.feasible:
             return f"{asked} ({self.load:.0%}); an interval of {self.interval:.3g} s is the least that fits"
         return f"{asked}, {self.load:.3g} times too much; an interval of {self.interval:.3g} s would fit"
