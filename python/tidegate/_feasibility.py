@@ -44,11 +44,16 @@ class Feasibility:
         noun, verb = ("target", "asks") if self.targets == 1 else ("targets", "ask")
         targets = f"{self.targets:,} {noun}"
         if self.bottleneck is None or self.supply is None:
-            return f"{targets}: {self.demand:.3g}/s are asked for, and no limit holds them back"
-        asked = f"{targets} {verb} {self.bottleneck} for {self.demand:.3g}/s of the {self.supply:.3g}/s that it allows"
+            return f"{targets}: {_short(self.demand)}/s are asked for, and no limit holds them back"
+        asked = f"{targets} {verb} {self.bottleneck} for {_short(self.demand)}/s of the {_short(self.supply)}/s that it allows"
         if self.feasible:
-            return f"{asked} ({self.load:.0%}); an interval of {self.interval:.3g} s is the least that fits"
-        return f"{asked}, {self.load:.3g} times too much; an interval of {self.interval:.3g} s would fit"
+            return f"{asked} ({self.load:.0%}); an interval of {_short(self.interval)} s is the least that fits"
+        return f"{asked}, {_short(self.load)} times too much; an interval of {_short(self.interval)} s would fit"
+
+
+def _short(number: float) -> str:
+    """Three digits of it, or all before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def feasibility_of(backends: Backends, groups: Mapping[Alike, int]) -> Feasibility:
