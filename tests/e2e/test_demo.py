@@ -14,8 +14,11 @@ DEMO = [sys.executable, "-m", "tidegate", "demo"]
 
 
 def start(*options: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    """The demo, in its own process group as a shell would start it."""
-    return subprocess.Popen([*DEMO, *options], stdout=stdout, stderr=subprocess.STDOUT, text=True, process_group=0)
+    """The demo, in its own process group as a shell would start it, on a terminal as a person has it."""
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"TERM": "xterm"}
+    return subprocess.Popen(
+        [*DEMO, *options], stdout=stdout, stderr=subprocess.STDOUT, text=True, process_group=0, env=environment
+    )
 
 
 def interrupted(demo: subprocess.Popen[str], times: int) -> tuple[str, float]:
