@@ -18,13 +18,25 @@ Peer = Callable[[Declared], Step | None]
 
 def aiolimiter(declared: Declared) -> Step | None:
     """A leaky bucket of one rate, whose burst is its amount: a smaller burst is as much less of a period."""
-    from aiolimiter import AsyncLimiter
-
     if len(declared.shape.rates) > 1:
         return None
     ((amount, period),) = declared.shape.rates
     burst = declared.burst(amount) if declared.has_burst else amount
-    limiter = AsyncLimiter(burst, period * burst / amount)
+    return _aiolimiter(burst, period * burst / amount)
+
+
+def aiolimiter_spaced(declared: Declared) -> Step | None:
+    """The same without a burst: one an interval."""
+    if len(declared.shape.rates) > 1:
+        return None
+    ((amount, period),) = declared.shape.rates
+    return _aiolimiter(1, period / amount)
+
+
+def _aiolimiter(amount: int, period: float) -> Step:
+    from aiolimiter import AsyncLimiter
+
+    limiter = AsyncLimiter(amount, period)
 
     async def step(send: Send) -> None:
         async with limiter:
@@ -34,8 +46,10 @@ def aiolimiter(declared: Declared) -> Step | None:
 
 
 def pyrate_limiter(declared: Declared) -> Step:
-    """Its default is an exact log; fixed windows mirror a server that resets on a boundary, and buckets know bursts."""
-    from pyrate_limiter import GCRA, FixedWindow, InMemoryBucket, Limiter, Rate, StateBucket, TokenBucket
+    """Its default is an exact log. Fixed windows mirror a server that resets on a boundary; buckets know bursts, and space better for a
+    sliding counter than the log.
+    """
+    from pyrate_limiter import GCRA, FixedWindow, InMemoryBucket, Limiter, Rate, SlidingWindowLog, StateBucket, TokenBucket
 
     def now(self) -> int:  # of a subclass, as its documentation has it; its own clocks were bound before time was virtual
         return time.time_ns() // 1_000_000
@@ -44,10 +58,15 @@ def pyrate_limiter(declared: Declared) -> Step:
         Rate(amount, period * 1000, declared.burst(amount) if declared.has_burst else None)
         for amount, period in declared.shape.rates
     ]
-    base = StateBucket if declared.has_burst else InMemoryBucket
-    bucket = type("Virtual", (base,), {"now": now})
-    algorithm = {Kind.ALIGNED: FixedWindow, Kind.BUCKET: TokenBucket, Kind.GCRA: GCRA}.get(declared.kind)
-    limiter = Limiter(bucket(rates, algorithm=algorithm and algorithm()))
+    base, algorithm = {
+        Kind.LOG: (InMemoryBucket, SlidingWindowLog()),
+        Kind.ANCHORED: (InMemoryBucket, SlidingWindowLog()),
+        Kind.ALIGNED: (InMemoryBucket, FixedWindow()),
+        Kind.BUCKET: (StateBucket, TokenBucket()),
+        Kind.GCRA: (StateBucket, GCRA()),
+        Kind.COUNTER: (StateBucket, GCRA()),
+    }[declared.kind]
+    limiter = Limiter(type("Virtual", (base,), {"now": now})(rates, algorithm=algorithm))
 
     async def step(send: Send) -> None:
         if await limiter.try_acquire_async("server"):
@@ -72,12 +91,11 @@ def limits(declared: Declared) -> Step | None:
     items = [RateLimitItemPerSecond(amount, period) for amount, period in declared.shape.rates]
 
     async def step(send: Send) -> None:
-        for item in items[1:]:  # several are tested one by one; what is short of one must not be taken from another
-            while not await limiter.test(item, "server"):
-                await wait(item)
-        for item in items:
-            while not await limiter.hit(item, "server"):
-                await wait(item)
+        for ask in (limiter.test, limiter.hit):  # of several limits all are asked before one is charged
+            for item in items:
+                if not await ask(item, "server"):
+                    await wait(item)
+                    return
         send()
 
     async def wait(item: RateLimitItemPerSecond) -> None:
@@ -88,7 +106,7 @@ def limits(declared: Declared) -> Step | None:
 
 
 def throttled(declared: Declared) -> Step | None:
-    """One rate, in whole seconds; `timeout` makes it wait."""
+    """One rate; `timeout` makes it wait. Its token bucket counts whole seconds, so GCRA stands for it, which is as good a bucket."""
     from throttled.asyncio import MemoryStore, RateLimiterType, Throttled, per_duration
 
     if len(declared.shape.rates) > 1:
@@ -97,7 +115,7 @@ def throttled(declared: Declared) -> Step | None:
         Kind.LOG: RateLimiterType.SLIDING_WINDOW,
         Kind.ANCHORED: RateLimiterType.SLIDING_WINDOW,
         Kind.ALIGNED: RateLimiterType.FIXED_WINDOW,
-        Kind.BUCKET: RateLimiterType.TOKEN_BUCKET,
+        Kind.BUCKET: RateLimiterType.GCRA,
         Kind.GCRA: RateLimiterType.GCRA,
         Kind.COUNTER: RateLimiterType.SLIDING_WINDOW,
     }[declared.kind]
@@ -113,10 +131,12 @@ def throttled(declared: Declared) -> Step | None:
     return step
 
 
-# By the name under which it is installed.
 PEERS: dict[str, Peer] = {
     "aiolimiter": aiolimiter,
+    "aiolimiter, spaced": aiolimiter_spaced,
     "pyrate-limiter": pyrate_limiter,
     "limits": limits,
     "throttled-py": throttled,
 }
+# As they are installed.
+PACKAGES = ("aiolimiter", "pyrate-limiter", "limits", "throttled-py")

@@ -12,7 +12,7 @@ from tidegate import Backend, BackendQuota, BackendRateLimitedError, RateLimitSc
 from tidegate.testing import ManualClock, servers
 
 # Tasks that wait for a permit of a peer at any time.
-TASKS = 64
+TASKS = 16
 
 
 @dataclass(frozen=True)
