@@ -6,15 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from itertools import product
+from pathlib import Path
 
 from conformance.grid import LINES, SHAPES, Declared, Kind
 from conformance.peers import PACKAGES, PEERS
-from conformance.trial import Outcome, delivered, sent, tidegate
+from conformance.trial import TASKS, Outcome, delivered, sent, tidegate
 
 SEEDS = range(3)
 OURS = "Tidegate"
 CLIENTS = (*PEERS, OURS)
 UNSAID = "-"
+PAGE = Path(__file__).with_name("page.md")
 
 # Of each line the outcome of each seed; None where a client has no words for the limit.
 Cells = dict[str, list[Outcome]] | None
@@ -67,7 +69,9 @@ def summaries(grid: Grid) -> Iterable[Sequence[str]]:
     for kind in Kind:
         found = [[cell for shape in SHAPES for cell in (grid[kind, shape.text, client] or {}).values()] for client in CLIENTS]
         yield kind.value, *map(summary, found)
-    common = [(kind, shape.text) for kind, shape in product(Kind, SHAPES) if all(grid[kind, shape.text, name] for name in CLIENTS)]
+    common = [
+        (kind, shape.text) for kind, shape in product(Kind, SHAPES) if all(grid[kind, shape.text, name] for name in CLIENTS)
+    ]
     found = [[cell for case in common for cell in (grid[*case, client] or {}).values()] for client in CLIENTS]
     yield "those that all have words for", *map(summary, found)
 
@@ -84,18 +88,22 @@ def main() -> None:
     cases = [(Declared(kind, shape), client) for kind, shape, client in product(Kind, SHAPES, CLIENTS)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         tried = pool.map(cells, *zip(*cases, strict=True))
-        grid = {(declared.kind, declared.shape.text, client): found for (declared, client), found in zip(cases, tried, strict=True)}
+        grid = {
+            (declared.kind, declared.shape.text, client): found for (declared, client), found in zip(cases, tried, strict=True)
+        }
     print(
-        PAGE.format(
+        PAGE.read_text().format(
             versions=", ".join(f"{name} {version(name)}" for name in (*PACKAGES, "tidegate")),
+            unsaid=UNSAID,
             seeds=len(SEEDS),
+            tasks=TASKS,
+            horizons=", ".join(f"{shape.text} {shape.horizon:g} s" for shape in SHAPES),
             summary=table(("server", *CLIENTS), summaries(grid)),
             details=table(("server", "limit", "line", *CLIENTS), details(grid)),
-        )
+        ),
+        end="",
     )
 
-
-PAGE = "{versions} {seeds}\n\n{summary}\n\n{details}"
 
 if __name__ == "__main__":
     main()

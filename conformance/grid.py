@@ -43,8 +43,8 @@ SHAPES = (
     Shape("10/1s", ((10, 1),), None, 119.5),
     Shape("50/5s", ((50, 5),), None, 117.5),
     Shape("100/min + 3000/h", ((100, 60), (3000, 3600)), None, 5400),
-    Shape("100/s burst 6", ((100, 1),), 6, 59.5),
-    Shape("1000/s burst 20", ((1000, 1),), 20, 9.5),
+    Shape("100/s burst 6", ((100, 1),), 6, 29.5),
+    Shape("1000/s burst 20", ((1000, 1),), 20, 4.5),
     Shape("900/15min", ((900, 900),), None, 3150),
 )
 
@@ -79,8 +79,9 @@ class Declared:
                 return [Limit(amount, period, kind="counter") for amount, period in self.shape.rates]
 
     def allowed(self) -> int:
-        """The most that the server lets through within the horizon. A client starts in the first half of an aligned window, and
-        meets as many of them as of those that begin with its first message.
+        """The most that the server lets through within the horizon.
+
+        A client starts in the first half of an aligned window, and meets as many of them as of those that begin with its first message.
         """
         limits = Declared(Kind.LOG, self.shape).limits() if self.kind is Kind.ALIGNED else self.limits()
         units = bound(BackendQuota(*limits, concurrency=None), self.shape.horizon)

@@ -1,7 +1,7 @@
-"""The peers, each as its documentation says. None of them is told what a server answers: when it sends depends on its limit alone.
+"""The peers, each as its documentation says. None is told what a server answers: when it sends depends on its limit alone.
 
-A peer is a function of what a server declares. It makes its limiter, and gives what a task does again and again: wait for a permit
-and send; or None where it has no words for that limit. It is imported when it is asked for.
+A peer is a function of what a server declares. It makes its limiter, and gives what a task does again and again: wait for a
+permit and send; or None where it has no words for that limit. It is imported when it is asked for.
 """
 
 import asyncio
@@ -46,12 +46,24 @@ def _aiolimiter(amount: int, period: float) -> Step:
 
 
 def pyrate_limiter(declared: Declared) -> Step:
-    """Its default is an exact log. Fixed windows mirror a server that resets on a boundary; buckets know bursts, and space better for a
-    sliding counter than the log.
-    """
-    from pyrate_limiter import GCRA, FixedWindow, InMemoryBucket, Limiter, Rate, SlidingWindowLog, StateBucket, TokenBucket
+    """By default an exact log. Fixed windows mirror a server that resets on a boundary; buckets have bursts.
 
-    def now(self) -> int:  # of a subclass, as its documentation has it; its own clocks were bound before time was virtual
+    A sliding counter rejects less of what a bucket lets go than of what the log does.
+    """
+    from pyrate_limiter import (
+        GCRA,
+        FixedWindow,
+        InMemoryBucket,
+        Limiter,
+        Rate,
+        SingleBucketFactory,
+        SlidingWindowLog,
+        StateBucket,
+        TokenBucket,
+    )
+
+    def now(self) -> int:
+        # Of a subclass, as its documentation has it: its own clocks were bound before time was virtual.
         return time.time_ns() // 1_000_000
 
     rates = [
@@ -66,7 +78,9 @@ def pyrate_limiter(declared: Declared) -> Step:
         Kind.GCRA: (StateBucket, GCRA()),
         Kind.COUNTER: (StateBucket, GCRA()),
     }[declared.kind]
-    limiter = Limiter(type("Virtual", (base,), {"now": now})(rates, algorithm=algorithm))
+    bucket = type("Virtual", (base,), {"now": now})(rates, algorithm=algorithm)
+    # Without the thread that forgets old entries, every ten seconds of real time; what is admitted does not depend on it.
+    limiter = Limiter(SingleBucketFactory(bucket, schedule_leak=False))
 
     async def step(send: Send) -> None:
         if await limiter.try_acquire_async("server"):
@@ -106,7 +120,7 @@ def limits(declared: Declared) -> Step | None:
 
 
 def throttled(declared: Declared) -> Step | None:
-    """One rate; `timeout` makes it wait. Its token bucket counts whole seconds, so GCRA stands for it, which is as good a bucket."""
+    """One rate; `timeout` makes it wait. Its token bucket counts whole seconds, so GCRA stands for it."""
     from throttled.asyncio import MemoryStore, RateLimiterType, Throttled, per_duration
 
     if len(declared.shape.rates) > 1:
