@@ -81,7 +81,8 @@ class Declared:
     def allowed(self) -> int:
         """The most that the server lets through within the horizon.
 
-        A client starts in the first half of an aligned window, and meets as many of them as of those that begin with its first message.
+        A client starts in the first half of an aligned window: it meets as many of them as of those that begin with its first
+        message.
         """
         limits = Declared(Kind.LOG, self.shape).limits() if self.kind is Kind.ALIGNED else self.limits()
         units = bound(BackendQuota(*limits, concurrency=None), self.shape.horizon)
