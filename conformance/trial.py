@@ -73,10 +73,14 @@ def tidegate(declared: Declared, line: Line, seed: int) -> Outcome:
 async def _collect(declared: Declared, line: Line, server: servers.Server, dice: random.Random, seed: int) -> None:
     clock = ManualClock()
     clock.advance(declared.start(seed))
+    flying: list[float] = []
 
     async def handler(request: Request) -> None:
         there, back = line(dice)
+        arrival = clock.time() + there
+        flying.append(arrival)
         await clock.sleep(there)
+        flying.remove(arrival)
         answer = server.receive(clock)
         await clock.sleep(back)
         if not answer.ok:
@@ -91,3 +95,5 @@ async def _collect(declared: Declared, line: Line, server: servers.Server, dice:
             scheduler.submit_nowait(None)
         await clock.run_for(declared.shape.horizon)
         await scheduler.close()
+    for arrival in sorted(flying):  # what was sent arrives
+        server.receive(arrival)
