@@ -1,7 +1,11 @@
-"""`python -m conformance`: tries Tidegate and its peers on the whole grid, and prints docs/conformance-peers.md."""
+"""`python -m conformance`: tries Tidegate and its peers on the whole grid, and prints docs/conformance-peers.md.
+
+Fails when Tidegate was rejected.
+"""
 
 import os
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -45,16 +49,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def summary(cells: Sequence[Sequence[Outcome]]) -> str:
+def summary(found: Sequence[Sequence[Outcome]]) -> str:
     """Use on average, messages rejected, and cells without a rejection."""
-    if not cells:
+    if not found:
         return UNSAID
-    outcomes = [outcome for cell in cells for outcome in cell]
+    outcomes = [outcome for cell in found for outcome in cell]
     use = statistics.fmean(outcome.use for outcome in outcomes)
     rejected = sum(outcome.rejected for outcome in outcomes)
-    sent = rejected + sum(outcome.accepted for outcome in outcomes)
-    clean = sum(all(outcome.rejected == 0 for outcome in cell) for cell in cells)
-    return f"{100 * use:.1f} / {100 * rejected / sent:.2f} ({clean} of {len(cells)})"
+    arrived = rejected + sum(outcome.accepted for outcome in outcomes)
+    clean = sum(all(outcome.rejected == 0 for outcome in cell) for cell in found)
+    return f"{100 * use:.1f} / {100 * rejected / arrived:.2f} ({clean} of {len(found)})"
 
 
 def detail(outcomes: Sequence[Outcome] | None) -> str:
@@ -83,7 +87,7 @@ def details(grid: Grid) -> Iterable[Sequence[str]]:
         yield kind.value, shape.text, line, *[detail(column and column[line]) for column in columns]
 
 
-def main() -> None:
+def main() -> int:
     """Try, and print."""
     cases = [(Declared(kind, shape), client) for kind, shape, client in product(Kind, SHAPES, CLIENTS)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -103,7 +107,9 @@ def main() -> None:
         ),
         end="",
     )
+    ours = [cell for (_, _, client), found in grid.items() if client == OURS for cell in (found or {}).values()]
+    return int(any(outcome.rejected for cell in ours for outcome in cell))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
