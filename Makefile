@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built
+PEERS := $(VENV)/.peers
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
@@ -46,9 +47,11 @@ format: $(TOOLS) ## Format Rust and Python
 bench: build ## Measure against peers in the same run; prints a table with goals
 	$(BIN)/python bench
 
-conformance: ## Try every kind of limit against every kind of server, in virtual time; kept as docs/conformance.md
+conformance: build $(PEERS) ## Try every kind of limit against every kind of server, in virtual time, and peers too; kept in docs
 	cargo run --quiet --release --package tidegate-core --locked --example conformance > docs/conformance.md
 	@grep -E 'cells|Rejections in all' docs/conformance.md
+	$(BIN)/python -m conformance > docs/conformance-peers.md
+	@sed -n '/^## By kind/,/^## By limit/p' docs/conformance-peers.md | grep '^|'
 
 instructions: build ## Count instructions a request, with valgrind
 	PYTHON=$(BIN)/python bench/instructions.sh
@@ -82,6 +85,10 @@ $(TOOLS): pyproject.toml
 		{ echo 'no virtual environment could be made (Debian: apt-get install python3-venv)' >&2; exit 1; }
 	$(BIN)/python -m pip install 'pip>=25.1'
 	URLLIB3_NO_OVERRIDE=1 $(BIN)/python -m pip install --no-binary urllib3-future --group dev
+	@touch $@
+
+$(PEERS): $(TOOLS)
+	$(BIN)/python -m pip install --group conformance
 	@touch $@
 
 $(BUILT): $(TOOLS) $(RUST)

@@ -186,7 +186,7 @@ def test_no_import_cycle():
 
 def users() -> Iterator[tuple[str, int, str]]:
     """Every piece of Python that must live on the public API: its file, its first line there, and its text."""
-    for folder in ("tests", "bench", "docs", "examples"):
+    for folder in ("tests", "bench", "conformance", "docs", "examples"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield path.relative_to(ROOT).as_posix(), 0, path.read_text()
     for path in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]):

@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         "Lines: a constant 80 ms to the server; 0-80 ms to the server, uniform; 25-65 ms each way, uniform; heavy tail: each way 10 ms +"
     );
     println!("30 ms * exp(N(0, 1)). Aligned windows are known to 5 ms, and their phase differs by seed.");
+    println!("What comes of other limiters on this grid is in [conformance of peers](conformance-peers.md).");
     let mut conforms = !wanted("declared") || declared(seeds);
     for (title, tells, counts_rejected) in [
         ("no `Retry-After`", false, false),
