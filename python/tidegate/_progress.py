@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -252,6 +251,8 @@ def _reason(name: str, backend: BackendState) -> str:
 
 
 def _width() -> int:
+    import shutil  # brings in what compresses files
+
     return max(1, shutil.get_terminal_size().columns - 1)
 
 

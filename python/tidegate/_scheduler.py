@@ -2,7 +2,7 @@
 
 import asyncio
 import concurrent.futures
-import random
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import suppress
 from contextvars import copy_context
@@ -152,7 +152,7 @@ class RateLimitScheduler:
         self._capacity = count_of("capacity", capacity)
         self._isolation = isolation
         self._clock = clock
-        seed = random.getrandbits(64) if seed is None else seed % 2**64
+        seed = int.from_bytes(os.urandom(8)) if seed is None else seed % 2**64
         self._core = _core.Core(capacity, checked_order(order), seed, retry, clock)
         self._backends = Backends(self._core, backends)
         self._driver: Driver | None = None
