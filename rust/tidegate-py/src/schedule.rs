@@ -217,9 +217,12 @@ impl Schedule {
 
     fn resume(&self, py: Python<'_>) -> PyResult<()> {
         let core = self.core.get();
-        let now = core.now();
-        self.plan().collector.resume(now);
-        core.alarm_by(py, now)
+        let next = {
+            let mut plan = self.plan();
+            plan.collector.resume(core.now());
+            plan.collector.next_wake()
+        };
+        next.map_or(Ok(()), |next| core.alarm_by(py, next))
     }
 
     fn stop(&self) {
