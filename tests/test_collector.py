@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
@@ -534,3 +535,165 @@ async def test_other_mistakes():
         await asyncio.sleep(0)
         assert not waiting.done(), "targets may come"
         waiting.cancel()
+
+
+async def test_to_resume_before_it_begins_changes_nothing():
+    world = World()
+    async with world.scheduler:
+        collector = ContinuousCollector(world.scheduler, ["a"], interval=10, spread=False)
+        collector.pause()
+        collector.resume()
+        assert world.scheduler._core.next_turn_ns() is None  # noqa: SLF001 - nothing to pump for
+        await world.clock.run_for(5)
+        async with collector:
+            await world.clock.run_for(11)
+        assert [round(at) for _, at, *_ in world.requests] == [5, 15]
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_it_goes_on_when_those_in_line_before_it_have_left(turns):
+    world = World(capacity=1)
+    async with world.scheduler as scheduler:
+        collector = ContinuousCollector(scheduler, ["a"], interval=10, spread=False)
+        task, _ = world.consume(collector)
+        await world.clock.run_for(5)
+        await scheduler.submit("first")
+        second = asyncio.create_task(scheduler.submit("second"))
+        await world.clock.advance(0.05)
+        world.clock.advance(0.1)
+        for _ in range(turns):  # in one of them it was told that there is room, and has not taken it
+            await asyncio.sleep(0)
+        second.cancel()
+        await world.clock.run_for(30)
+        assert [round(at) for target, at, *_ in world.requests if target == "a"] == [0, 10, 20, 30]
+        task.cancel()
+
+
+async def test_what_instants_a_full_scheduler_lets_pass_are_skipped_once():
+    world = World(capacity=2, seconds=35)
+    async with world.scheduler:
+        collector = ContinuousCollector(world.scheduler, range(4), interval=10, spread=False, overrun="skip")
+        task, _ = world.consume(collector)
+        for _ in range(30):
+            await world.clock.run_for(5)
+        assert collector.statistics().planned <= 4 * 16
+        task.cancel()
+        await collector.aclose()
+
+
+async def test_a_collector_that_cannot_begin_says_so_each_time():
+    async def fetch(request): ...
+
+    async with RateLimitScheduler([Backend("api", fetch)]) as scheduler:
+
+        async def said(**options):
+            collector = ContinuousCollector(scheduler, ["a"], **options)
+            for _ in range(2):
+                with pytest.raises((ConfigError, ZeroDivisionError)) as raised:
+                    await anext(collector)
+            return str(raised.value)
+
+        assert await said(priority=lambda _: 1 // 0) == "integer division or modulo by zero"
+        assert "backends='nowhere'" in await said(backends=lambda _: "nowhere")
+        assert "backends=7" in await said(backends=lambda _: 7)
+        assert "cost='x'" in await said(cost=lambda _: "x")
+        assert "cost=0" in await said(cost=lambda _: 0)
+        assert "scopes=7" in await said(scopes=lambda _: 7)
+
+
+async def test_a_backend_that_is_removed_leaves_the_others():
+    seen = []
+
+    async def fetch(request):
+        seen.append(request.backend)
+
+    clock = ManualClock()
+    async with RateLimitScheduler([Backend(name, fetch, "2/s") for name in "abc"], clock=clock) as scheduler:
+        collector = ContinuousCollector(scheduler, ["x"], interval=10, backends=["a", "b"], spread=False)
+        async with collector:
+            scheduler.remove_backend("a")
+            assert (collector.feasibility().bottleneck, collector.feasibility().supply) == ("b", 2)
+            seen.clear()
+            await clock.run_for(35)
+            assert seen[-3:] == ["b"] * 3
+            scheduler.remove_backend("b")
+            with pytest.raises(ConfigError, match=r"backends=\['a', 'b'\]: none of them is there any more"):
+                collector.feasibility()
+
+
+async def test_quotas_that_change_are_looked_at_again():
+    world = World(BackendQuota(concurrency=8), seconds=5)
+    targets = [f"http://host{n}/" for n in range(1000)]
+    async with world.scheduler as scheduler:
+        collector = ContinuousCollector(scheduler, targets, interval=10)
+        task, _ = world.consume(collector)
+        await world.clock.run_for(15)
+        assert sum(world.running.values()) == 8
+        scheduler.set_quota("api", BackendQuota(concurrency=600))
+        await world.clock.run_for(25)
+        assert 400 < sum(world.running.values()) <= 600, "as many ahead as it takes"
+        await world.clock.run_for(10)
+        scheduler.set_quota("api", BackendQuota("1/h per host", concurrency=None))
+        world.requests.clear()
+        await world.clock.run_for(10)
+        assert len({target for target, *_ in world.requests}) > 900, "each host has a limit of its own"
+        task.cancel()
+        await collector.aclose()
+
+
+async def test_an_option_may_take_targets_out():
+    world = World()
+
+    def priority(target):
+        if target == "a" and collector.statistics().running:  # not when it is asked whether all fits
+            collector.remove("late")
+        return 128
+
+    async with world.scheduler:
+        collector = ContinuousCollector(world.scheduler, ["a", "b"], interval=10, spread=False, priority=priority)
+        collector.remove("b")
+        collector.add("late")  # in the place of "b"
+        replies = await world.collect(collector, 15)
+        assert [reply.target for reply in replies] == ["a", "late", "a"]
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("through", ["key", "target", "priority", "interval", "added", "reply"])
+async def test_a_circle_through_it_is_freed(through, started):
+    class Owner:
+        def __init__(self, scheduler):
+            def function(value):
+                return lambda target: (self, value)[1]
+
+            functions = {"priority": function(1), "interval": function(60), "key": function("a")}
+            options = {name: option for name, option in functions.items() if name == through}
+            self.collector = ContinuousCollector(scheduler, [self if through == "target" else "a"], spread=False, **options)
+            if through == "added":
+                self.collector.add(self)
+
+    async def fetch(request):
+        return request.target
+
+    async with RateLimitScheduler([Backend("api", fetch)]) as scheduler:
+        owner = Owner(scheduler)
+        if through == "reply":
+            owner.collector.add(owner)
+        if started:
+            async with owner.collector as collector:
+                await anext(collector)
+                del collector
+        left = weakref.ref(owner)
+        del owner
+        await scheduler.fetch("another one, in whose request a worker keeps the last")
+        await asyncio.sleep(0)
+        gc.collect()
+        assert left() is None
+
+
+def test_a_sum_that_just_fits_fits():
+    async def fetch(request): ...
+
+    scheduler = RateLimitScheduler([Backend("api", fetch, "3/10s")])
+    found = ContinuousCollector(scheduler, [10, 5], interval=lambda target: target).feasibility()
+    assert found.feasible
+    assert "(100%)" in str(found)

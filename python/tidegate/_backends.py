@@ -41,8 +41,14 @@ class Backends:
         self._runners: dict[str, Runner] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._is_open = False
+        self._changes = 0
         for backend in backends:
             self.add(backend)
+
+    @property
+    def changes(self) -> int:
+        """How often one was added or removed, or its quota replaced: who remembers something of them looks again."""
+        return self._changes
 
     @property
     def runners(self) -> Mapping[str, Runner]:
@@ -87,12 +93,14 @@ class Backends:
         self._runners[backend.name] = runner
         self._entries[backend.name] = entry
         self._note_scopes(backend.quota)
+        self._changes += 1
 
     def remove(self, name: str, *, drain: bool) -> None:
         """Take one out; see `RateLimitScheduler.remove_backend`."""
         entry = self._named(name)
         self._core.remove_backend(name, drain)
         entry.is_here = False
+        self._changes += 1
 
     def set_quota(self, name: str, quota: BackendQuota | str) -> None:
         """Replace what one, and those of its group, may do; see `RateLimitScheduler.set_quota`."""
@@ -112,6 +120,7 @@ class Backends:
         for other in self._entries.values():
             if other is entry or (group is not None and other.quota.group == group):
                 other.quota = quota
+        self._changes += 1
 
     def quota(self, name: str) -> BackendQuota | None:
         """What one may do now; None for one that is not there."""

@@ -206,6 +206,7 @@ class ContinuousCollector:
         self._runner: Runner | None = None
         self._shared: _core.Terms | None = None
         self._ahead = 0
+        self._changes = -1  # of the backends, when they were last looked at
         self._open = 0
         self._error: BaseException | None = None
         self._waiting = False
@@ -268,6 +269,9 @@ class ContinuousCollector:
         """Whether the limits admit what is asked for, by how much, and which interval would fit.
 
         It can be asked before anything begins. Linear in the targets where an option, an interval or a scope depends on them.
+
+        Raises:
+            ConfigError: A function gave a wrong option, or none of the backends that are named is there any more.
         """
         return feasibility_of(self._scheduler._backends, self._groups())
 
@@ -336,6 +340,8 @@ class ContinuousCollector:
             return
         if self._over and self._schedule.is_over():
             self._tell_over()
+        if self._changes != self._scheduler._backends.changes:
+            self._look_at_backends()
         room = self._ahead - self._open
         if self._ended or room <= 0:
             return
@@ -362,12 +368,11 @@ class ContinuousCollector:
         driver = scheduler._accepting()
         if self._ended:
             return
-        by_scope = bool(scheduler._backends.scopes)
-        self._shared = scheduler._terms_of(self._fixed) if not by_scope and self._fixed == self._options else None
-        self._ahead = max(scheduler._usual_ahead(), LEAST_AHEAD_BY_SCOPE if by_scope else 0)
+        if not self._depends_on_target():
+            self._shared = scheduler._terms_of(self._fixed)
         self._runner = scheduler._override()
-        self._driver = driver
         found = self.feasibility()
+        self._driver = driver  # nothing raises from here on
         if not found.feasible:
             logger.warning("%s", found)
         self._schedule.start()
@@ -376,6 +381,17 @@ class ContinuousCollector:
         driver.feed_from(self)
         driver.plan(self)
         self.turn()
+
+    def _look_at_backends(self) -> None:
+        backends = self._scheduler._backends
+        self._changes = backends.changes
+        if self._depends_on_target():
+            self._shared = None
+        self._ahead = max(self._scheduler._usual_ahead(), LEAST_AHEAD_BY_SCOPE if backends.scopes else 0)
+
+    def _depends_on_target(self) -> bool:
+        """Whether the terms of polls do."""
+        return bool(self._scheduler._backends.scopes) or self._fixed != self._options
 
     def _is_exhausted(self) -> bool:
         """Whether all replies were taken and no more will come; raises what ended it early."""
@@ -436,14 +452,21 @@ class ContinuousCollector:
     def _groups(self) -> Mapping[Alike, int]:
         """How many targets are alike."""
         limited = self._scheduler._backends.scopes
-        if not (limited or self._has_own or callable(self._interval) or self._fixed != self._options):
+        if not (self._depends_on_target() or self._has_own or callable(self._interval)):
             interval = self._interval.total_seconds() if isinstance(self._interval, timedelta) else self._interval
             return {_alike(None, interval, self._fixed, limited): len(self._schedule)}
         groups: Counter[Alike] = Counter()
+        checked: set[object] = set()
         for target, interval, own in filter(None, map(self._schedule.entry, range(self._schedule.slots()))):
             options = {**self._options, **(own or {})}
             chosen = {name: option(target) if callable(option) else option for name, option in options.items()}
-            groups[_alike(target, interval, chosen, limited)] += 1
+            alike = _alike(target, interval, chosen, limited)
+            names, _, cost, counted = alike
+            kind = names, cost, tuple(name for name, _ in counted)
+            if kind not in checked:  # once of each kind, since it takes as long as all else here
+                self._scheduler._terms_at(target, chosen)
+                checked.add(kind)
+            groups[alike] += 1
         return groups
 
 
@@ -465,9 +488,12 @@ def _meter_of(scheduler: RateLimitScheduler, collector: "ref[ContinuousCollector
 
 def _alike(target: object, interval: float, options: Mapping[str, object], limited: Collection[str]) -> Alike:
     backends = options.get("backends")
-    names = None if backends is None else (backends,) if isinstance(backends, str) else tuple(cast("Sequence[str]", backends))
-    scopes = cast("Mapping[str, str] | None", scopes_of(target, options.get("scopes"), limited)) or {}
-    counted = tuple(sorted((name, value) for name, value in scopes.items() if name in limited))
+    several = backends if isinstance(backends, Iterable) and not isinstance(backends, str) else (backends,)
+    names = None if backends is None else cast("tuple[str, ...]", tuple(several))
+    scopes = scopes_of(target, options.get("scopes"), limited)
+    counted: tuple[tuple[str, str], ...] = ()
+    if isinstance(scopes, Mapping):
+        counted = tuple(sorted((name, value) for name, value in scopes.items() if name in limited))
     return names, interval, cast("int", options.get("cost", 1)), counted
 
 

@@ -139,8 +139,8 @@ class Driver:
             await future
         finally:
             self._room.remove(future)
-            if self._room:
-                # Whoever was woken may have left room, or left without taking any.
+            if self._room or self._has_planned:
+                # Whoever was woken may have left room, or left without taking any. Plans wait behind the line.
                 self.core.watch_room()
 
     @property

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 
 from tidegate import _core
 from tidegate._backends import Backends
+from tidegate._errors import ConfigError
 
 # Backends that may serve them (None: all), their interval, their cost, and their scopes.
 Alike = tuple[tuple[str, ...] | None, float, int, tuple[tuple[str, str], ...]]
+
+# A sum of demands that fits exactly comes out so much too large at most.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,10 @@ def feasibility_of(backends: Backends, groups: Mapping[Alike, int]) -> Feasibili
     everywhere = sorted(set(places.values()))
     demands = []
     for (names, interval, cost, scopes), count in groups.items():
-        indices = everywhere if names is None else sorted({places[name] for name in names})
+        indices = everywhere if names is None else sorted({places[name] for name in names if name in places})
+        if names and not indices:
+            msg = f"backends={list(names)!r}: none of them is there any more; name others, or add one"
+            raise ConfigError(msg, option="backends", value=names)
         demands.append((indices, cost * count / interval, cost * count, list(scopes)))
     narrow, load, least = _core.feasibility([(quota, accounts) for _, quota, accounts in supplies], demands)
     targets = sum(groups.values())
@@ -73,7 +80,7 @@ def feasibility_of(backends: Backends, groups: Mapping[Alike, int]) -> Feasibili
     name = " + ".join(_names(supplies[index][0] for index in indices))
     if scope is not None:
         name = f"{name} per {scope[0]}={scope[1]}"
-    return Feasibility(load <= 1, load, interval, least, name, demand, supply, targets)
+    return Feasibility(load <= 1 + ROUNDING, load, interval, least, name, demand, supply, targets)
 
 
 def _names(supplies: Iterable[tuple[str, ...]]) -> Iterable[str]:

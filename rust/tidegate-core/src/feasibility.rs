@@ -146,8 +146,38 @@ pub fn feasibility(supplies: &[Supply], demands: &[Demand]) -> Feasibility {
     Feasibility { bottleneck, round }
 }
 
-/// For each union of the sets that are asked for: what may go nowhere else.
+/// For each set of backends: what may go nowhere else.
 fn of_backends<'a>(supplies: &'a [Supply], demands: &[Demand]) -> Vec<Condition<'a>> {
+    conditions(None, &demands.iter().collect::<Vec<_>>(), |index| {
+        let Supply { accounts, limits, .. } = &supplies[index as usize];
+        Some((*accounts, limits))
+    })
+}
+
+/// For each value of a scope and each set of backends that all limit it: what goes to it and may go nowhere else.
+fn of_scopes<'a>(supplies: &'a [Supply], demands: &'a [Demand]) -> Vec<Condition<'a>> {
+    let mut to_each: BTreeMap<(&str, &str), Vec<&Demand>> = BTreeMap::new();
+    for demand in demands {
+        for (name, value) in &demand.scopes {
+            to_each.entry((name, value)).or_default().push(demand);
+        }
+    }
+    let of_one = |((name, value), demands): ((&'a str, &'a str), Vec<&Demand>)| {
+        conditions(Some((name, value)), &demands, |index| {
+            let Supply { accounts, scoped, .. } = &supplies[index as usize];
+            let (_, limits) = scoped.iter().find(|(scope, _)| scope == name)?;
+            Some((*accounts, limits))
+        })
+    };
+    to_each.into_iter().flat_map(of_one).collect()
+}
+
+/// For each union of the sets that are asked for, if `limits` knows some for all of it: what may go nowhere else.
+fn conditions<'a>(
+    scope: Option<(&'a str, &'a str)>,
+    demands: &[&Demand],
+    limits: impl Fn(u32) -> Option<(u32, &'a [Limit])>,
+) -> Vec<Condition<'a>> {
     let sets: BTreeSet<&[u32]> = demands.iter().map(|demand| &*demand.supplies).collect();
     let mut unions: BTreeSet<BTreeSet<u32>> = BTreeSet::new();
     for set in &sets {
@@ -162,32 +192,10 @@ fn of_backends<'a>(supplies: &'a [Supply], demands: &[Demand]) -> Vec<Condition<
     let condition = |union: BTreeSet<u32>| {
         let inside = demands.iter().filter(|demand| demand.supplies.iter().all(|supply| union.contains(supply)));
         let (demand, units) = inside.fold((0.0, 0), |(rate, units), demand| (rate + demand.rate, units + demand.units));
-        let limits = union.iter().map(|index| &supplies[*index as usize]).map(|supply| (supply.accounts, &*supply.limits));
-        Condition { limits: limits.collect(), supplies: union.into_iter().collect(), scope: None, demand, units }
+        let limits = union.iter().map(|index| limits(*index)).collect::<Option<_>>()?;
+        Some(Condition { limits, supplies: union.into_iter().collect(), scope, demand, units })
     };
-    unions.into_iter().map(condition).collect()
-}
-
-/// For each value of a scope that all who may serve it limit: what goes to it.
-fn of_scopes<'a>(supplies: &'a [Supply], demands: &'a [Demand]) -> Vec<Condition<'a>> {
-    type Group<'a> = (&'a str, &'a str, &'a [u32]);
-    let mut groups: BTreeMap<Group<'a>, (f64, u64)> = BTreeMap::new();
-    for demand in demands {
-        for (name, value) in &demand.scopes {
-            let (rate, units) = groups.entry((name, value, &demand.supplies)).or_default();
-            (*rate, *units) = (*rate + demand.rate, *units + demand.units);
-        }
-    }
-    let condition = |((name, value, indices), (demand, units)): (Group<'a>, (f64, u64))| {
-        let limits = indices.iter().map(|index| {
-            let supply = &supplies[*index as usize];
-            let (_, limits) = supply.scoped.iter().find(|(scope, _)| scope == name)?;
-            Some((supply.accounts, &**limits))
-        });
-        let limits = limits.collect::<Option<Vec<_>>>()?;
-        Some(Condition { supplies: indices.to_vec(), scope: Some((name, value)), demand, units, limits })
-    };
-    groups.into_iter().filter_map(condition).collect()
+    unions.into_iter().filter_map(condition).collect()
 }
 
 #[cfg(test)]
@@ -239,6 +247,19 @@ mod tests {
         let worst = found.bottleneck.as_ref().unwrap();
         assert_eq!(worst.scope, Some(("host".into(), "b".into())));
         assert_eq!((found.load(), found.round), (3.0, Some(Span::from_secs(3))));
+    }
+
+    #[test]
+    fn two_groups_may_ask_too_much_of_a_scope_together() {
+        let limited = || Supply { scoped: vec![("host".into(), vec![window(1, 1)])], ..supply(vec![]) };
+        let to = |supplies: &[u32], rate| Demand { scopes: vec![("host".into(), "a".into())], ..demand(supplies, rate, 4) };
+        let asked = [to(&[0], 0.9), to(&[0, 1], 1.5)];
+        let found = feasibility(&[limited(), limited()], &asked);
+        let worst = found.bottleneck.as_ref().unwrap();
+        assert_eq!((&*worst.supplies, worst.scope.as_ref().unwrap().1.as_str()), (&[0, 1][..], "a"));
+        assert_eq!((found.load(), found.round), (1.2, Some(Span::from_secs(3))));
+        let one_is_free = feasibility(&[limited(), supply(vec![])], &asked);
+        assert_eq!((&*one_is_free.bottleneck.as_ref().unwrap().supplies, one_is_free.load()), (&[0][..], 0.9));
     }
 
     #[test]

@@ -27,6 +27,14 @@ pub(crate) struct Settled {
     pub(crate) planned: Instant,
 }
 
+impl Settled {
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.target)?;
+        let (Ok(result) | Err(result)) = &self.result;
+        visit.call(result)
+    }
+}
+
 /// How a request ended.
 ///
 /// Attributes:
@@ -120,9 +128,7 @@ impl Reply {
 
     /// `raise reply.error` makes a circle: the error's traceback refers to the frame, and the frame to this reply.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.settled.target)?;
-        let (Ok(result) | Err(result)) = &self.settled.result;
-        visit.call(result)
+        self.settled.traverse(&visit)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

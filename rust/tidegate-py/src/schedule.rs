@@ -102,15 +102,16 @@ impl Schedule {
     /// Each poll with its target and the terms on which it goes.
     fn begun(&self, polls: &[Poll], shared: Option<&Bound<'_, Terms>>, own: &Bound<'_, PyAny>) -> PyResult<Vec<Begun>> {
         let py = own.py();
-        let with_target = |&poll: &Poll| {
-            let Own { target, options } = self.target(py, poll.target)?;
+        // First, since `own` may take targets out.
+        let targets = polls.iter().map(|poll| self.target(py, poll.target)).collect::<PyResult<Vec<_>>>()?;
+        let on_terms = |(&poll, Own { target, options }): (&Poll, Own)| {
             let terms = match (shared, options) {
                 (Some(terms), None) => terms.clone().unbind(),
                 (_, options) => own.call1((&target, options))?.cast_into::<Terms>()?.unbind(),
             };
             Ok((poll, target, terms))
         };
-        polls.iter().map(with_target).collect()
+        polls.iter().zip(targets).map(on_terms).collect()
     }
 }
 
@@ -217,9 +218,12 @@ impl Schedule {
 
     fn resume(&self, py: Python<'_>) -> PyResult<()> {
         let core = self.core.get();
-        let now = core.now();
-        self.plan().collector.resume(now);
-        core.alarm_by(py, now)
+        let next = {
+            let mut plan = self.plan();
+            plan.collector.resume(core.now());
+            plan.collector.next_wake()
+        };
+        next.map_or(Ok(()), |next| core.alarm_by(py, next))
     }
 
     fn stop(&self) {

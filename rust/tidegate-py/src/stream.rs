@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit};
 use tidegate_core::engine::Handle;
 use tidegate_core::time::Instant;
 
@@ -154,5 +155,15 @@ impl Stream {
         }
         // To look for them takes time that grows with all that is pending.
         if outstanding == 0 { Ok(()) } else { core.cancel_for(slf.as_any()) }
+    }
+
+    /// Functions and targets of a collector may refer to it: a circle.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.schedule)?;
+        // As in `Core`: nothing is garbage while another thread is in here.
+        self.queue.try_lock().map_or(Ok(()), |queue| {
+            visit.call(&queue.waiter)?;
+            queue.arrived.iter().chain(queue.early.values()).try_for_each(|item| item.settled.traverse(&visit))
+        })
     }
 }

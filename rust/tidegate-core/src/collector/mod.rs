@@ -346,12 +346,20 @@ impl Collector {
 
     /// A poll that was taken has not begun after all: it is the first of those due.
     pub fn give_back(&mut self, poll: Poll) {
+        if self.is_over() {
+            return; // abandoned meanwhile
+        }
         self.statistics.started -= 1;
         self.statistics.running -= 1;
         let target = &mut self.targets[poll.target as usize];
         if target.state == State::Leaving {
             self.release(poll.target);
         } else {
+            if self.overrun == Overrun::Skip {
+                // What its wait has passed is counted when it begins.
+                let periods = target.next.since(poll.planned).as_nanos() / poll.period.as_nanos();
+                self.statistics.skipped -= periods.saturating_sub(1);
+            }
             target.next = poll.planned;
             target.state = State::Due;
             self.due.push_front(poll.target);
@@ -360,6 +368,9 @@ impl Collector {
 
     /// A poll has ended. `waited`: how long after its planned instant it waited for its turn, attempts and back-offs left out.
     pub fn ended(&mut self, now: Instant, slot: u32, how: Ended, waited: Span) {
+        if self.is_over() {
+            return; // abandoned while the news was on its way
+        }
         let target = &mut self.targets[slot as usize];
         self.statistics.note(how, waited);
         if how == Ended::Delivered {
@@ -420,7 +431,7 @@ impl Collector {
         self.due.clear();
     }
 
-    /// Begins no polls any more, and waits for none: those that run count as cancelled and are not to be [`ended`](Collector::ended).
+    /// Begins no polls any more, and waits for none: those that run count as cancelled, however they end.
     pub fn abandon(&mut self) {
         self.stop();
         self.statistics.abandon();
@@ -586,6 +597,35 @@ mod tests {
         collector.give_back(first);
         assert_eq!(collector.take_due(at(1)), Some(first));
         assert_eq!(collector.take_due(at(1)).unwrap().target, 1);
+    }
+
+    #[test]
+    fn what_passes_while_it_is_given_back_again_and_again_is_counted_once() {
+        for overrun in [Overrun::Coalesce, Overrun::Skip, Overrun::All, Overrun::Delay] {
+            let mut collector = one(overrun);
+            for secs in (30..=300).step_by(30) {
+                let poll = collector.take_due(at(secs)).unwrap();
+                collector.give_back(poll);
+            }
+            collector.take_due(at(300)).unwrap();
+            let most = if matches!(overrun, Overrun::Coalesce | Overrun::Skip) { 11 } else { 1 };
+            assert_eq!(collector.statistics().counts().planned, most, "{overrun:?}");
+        }
+    }
+
+    #[test]
+    fn what_ends_after_it_was_abandoned_has_been_counted() {
+        let mut collector = Collector::new(Overrun::Coalesce, false);
+        for key in 0..2 {
+            collector.add(at(0), key, PERIOD).unwrap();
+        }
+        collector.start(at(0), 0);
+        let [first, second] = [(); 2].map(|()| collector.take_due(at(0)).unwrap());
+        collector.abandon();
+        collector.ended(at(1), first.target, Ended::Delivered, Span::ZERO);
+        collector.give_back(second);
+        let counts = collector.statistics().counts();
+        assert_eq!((counts.planned, counts.cancelled, counts.delivered, counts.running), (2, 2, 0, 0));
     }
 
     #[test]
