@@ -310,7 +310,7 @@ def test_bad_lines_are_told_and_left_out(configure, tmp_path):
     assert (
         f'{tmp_path}/ids.csv:3  priority = "urgent": give one of critical, high, normal, low, or a number from 0 to 255' in errors
     )
-    assert f"{tmp_path}/ids.csv:4  has 1 fields, the header 2" in errors
+    assert f"{tmp_path}/ids.csv:4  has 1 field, the header 2" in errors
     assert f"{tmp_path}/ids.csv:5  is not UTF-8" in errors
 
 
@@ -361,7 +361,7 @@ def test_server_dies_for_good(configure, server, tmp_path):
     summary = adds_up(output, targets=12, written=12)
     assert summary["requests"]["failed"] > 0
     assert sum(not row["ok"] for row in rows) == summary["requests"]["failed"]
-    assert re.search(r"failed    .*Client", errors)
+    assert re.search(r"^failed    \d+ Client\w+: \w+", errors, re.MULTILINE)
 
 
 def test_targets_from_a_pipe_are_collected_as_they_come(configure, server, tmp_path):
@@ -471,6 +471,12 @@ def test_terminal_shows_one_line_that_is_redrawn(configure):
 
 def test_quiet_run_says_nothing(configure):
     assert finish(start("run", configure(rest=OUTPUT), "--quiet"), code=0) == ("", "")
+
+
+def test_quiet_run_says_what_failed(configure):
+    file = configure(path="missing", rest=OUTPUT, targets=many(1))
+    _, errors = finish(start("run", file, "--quiet"), code=1)
+    assert errors == "tidegate: 1 of 1 request not collected: 1 status 404\n"
 
 
 def test_progress_can_be_turned_off(configure):
