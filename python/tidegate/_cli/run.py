@@ -30,6 +30,7 @@ from tidegate._cli.targets import LineError, Targets, read_all, read_as_they_com
 from tidegate._interrupt import CODE as INTERRUPTED
 from tidegate._interrupt import Interruption
 from tidegate._progress import Line, Meter, is_off
+from tidegate._snapshot import Snapshot
 from tidegate.backends.http import HttpStatusError
 from tidegate.sinks import JsonLines, SinkError
 
@@ -126,6 +127,7 @@ class Run:
     problem: str | None = None
     interrupted: bool = False
     seconds: float = 0.0
+    snapshot: Snapshot | None = None
 
     @property
     def scheduler(self) -> RateLimitScheduler:
@@ -143,6 +145,12 @@ class Run:
         Returns:
             The exit code.
         """
+        with ExitStack() as signals:
+            await self._run(out, signals, quiet=quiet)
+            return self._sum_up(out, quiet=quiet, as_json=as_json)
+
+    async def _run(self, out: TextIO, signals: ExitStack, *, quiet: bool) -> None:
+        """Run it to its end. Signals are heeded beyond that, so that one that comes late does not take the summary."""
         loop = asyncio.get_running_loop()
         async with self.scheduler:
             once = self.total if self.plan.run.interval is None else None
@@ -158,7 +166,7 @@ class Run:
                     line.start()
                     stack.callback(line.stop)
                 interruption = Interruption(lambda: self.scheduler.drain(cancel_waiting=True), say)
-                stack.enter_context(interruption.heeded(signal.SIGTERM))
+                signals.enter_context(interruption.heeded(signal.SIGTERM))
                 interruption.concerns()
                 started_at = loop.time()
                 try:
@@ -169,10 +177,15 @@ class Run:
                     _forget_cancellation()
                     await self.scheduler.close()
                 finally:
+                    interruption.is_over()
                     self.interrupted = interruption.happened
                     self.seconds = loop.time() - started_at
-            snapshot = self.scheduler.snapshot()
-        summary = sum_up(self, snapshot)
+            self.snapshot = self.scheduler.snapshot()
+
+    def _sum_up(self, out: TextIO, *, quiet: bool, as_json: bool) -> int:
+        """Say how it went; the exit code."""
+        assert self.snapshot is not None
+        summary = sum_up(self, self.snapshot)
         if not quiet:
             out.write(told(summary, self.examples))
         elif summary["failures"] or self.expired:
