@@ -6,7 +6,7 @@ It runs until Ctrl-C, which finishes what runs. `--interval 5` looks more often.
 import argparse
 from contextlib import suppress
 
-from tidegate import ContinuousCollector, run
+from tidegate import ContinuousCollector, RequestCancelledError, run
 from tidegate.backends.http import HttpBackend
 
 
@@ -15,6 +15,8 @@ async def main(scheduler):
     print(collector.feasibility())
     last = {}
     async for reply in collector:
+        if isinstance(reply.error, RequestCancelledError):  # by Ctrl-C: the page has not changed
+            continue
         now = reply.value.text if reply.ok else f"{type(reply.error).__name__}: {reply.error}"
         if last.get(reply.target) != now:
             print("changed" if reply.target in last else "first", reply.target, now[:60])

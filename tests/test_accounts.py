@@ -93,7 +93,7 @@ async def test_snapshot_shows_the_limits_of_each_account():
             pass
         snapshot = scheduler.snapshot()
     rows = [(limit.account, limit.name, limit.used) for limit in snapshot.backends["api"].limits]
-    assert rows == [(0, "1/3600s", 1), (0, "5/86400s", 1), (1, "1/3600s", 0), (1, "5/86400s", 0)]
+    assert rows == [(0, "1/h", 1), (0, "5/d", 1), (1, "1/h", 0), (1, "5/d", 0)]
     assert snapshot.backends["api"].state == "open"
     assert b'"account":1' in msgspec.json.encode(snapshot)
 

@@ -286,7 +286,7 @@ async def test_a_larger_quota_lets_what_waits_go():
         await clock.run_until_idle()
         assert all([(await ticket).ok for ticket in tickets])
         limit = scheduler.snapshot().backends["a"].limits[0]
-        assert (limit.amount, limit.name) == (5, "5/60s")
+        assert (limit.amount, limit.name) == (5, "5/min")
     assert 60 <= starts[5] - starts[0] < 60.1, "it was sent before the change"
 
 

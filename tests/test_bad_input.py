@@ -289,7 +289,7 @@ WRONG_BACKENDS = [
         for value in ("fetch", None, 5)
     ),
     *(
-        ("quota", value, f"quota={value!r}: give a BackendQuota, a text such as '100/min', or None")
+        ("quota", value, f"quota={value!r}: give a text such as '100/min', several as BackendQuota('10/s', '100/min'), or None")
         for value in (5, ["100/min"], 1.5)
     ),
     (

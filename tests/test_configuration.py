@@ -68,13 +68,16 @@ def problems(text: str | bytes, folder: Path) -> list[str]:
             '"api" cold_start = "asume_full": give one of assume_empty, assume_full. Did you mean "assume_full"?',
         ),
         ('method = "GET IT"', """"api" method = "GET IT": give a method as 'GET' or 'POST'"""),
-        ("weight = 0", '"api" weight = 0.0: give a number above 0'),
+        ("weight = 0", '"api" weight = 0: give a number above 0'),
         ('weight = "heavy"', '"api" weight = "heavy": give a number, not a text'),
         ("headers = { A = 1 }", '"api" headers: give a text, not a whole number'),
         ('headers = { "A B" = "x" }', """"api" headers.A B: a header's name has letters, digits and hyphens"""),
         ('headers = { A = "x\\ny" }', '"api" headers.A: its value has a line break, or something else that no header may hold'),
         ('headers = { A = "${" }', '"api" headers.A: a variable begins with ${ and ends with }; write $$ for a dollar sign'),
         ('headers = { A = "${a }" }', '"api" headers.A: ${a } names no variable; give letters, digits and _, such as ${API_KEY}'),
+        ("headers = { A = '${account}' }", ('"api" headers.A: ${account} is for headers of a backend that has accounts; '
+         "give it accounts = [...]")),
+        ("weight = -1", '"api" weight = -1: give a number above 0'),
         ('accounts = ["a"]', '"api" accounts: no header of this backend has ${account} in it; give it one'),
         ('group = ""', """"api" group = "": give a name, such as 'api.example', or None"""),
     ],
@@ -211,7 +214,7 @@ def test_file_that_is_none(tmp_path, text, told):
 def test_missing_file_names_the_way_out(tmp_path):
     result = CliRunner().invoke(cli, ["check", str(tmp_path / "other.toml")])
     assert result.exit_code == 2
-    assert result.output == f"{tmp_path}/other.toml:1  there is no such file; `tidegate init` writes one\n"
+    assert result.output == f"{tmp_path}/other.toml: there is no such file; `tidegate init` writes one\n"
 
 
 def test_group_with_two_quotas_is_told(tmp_path):
@@ -261,7 +264,7 @@ rotate = "100MB"
         "",
         "targets 4 from ids.txt, without 1 bad line and 1 duplicate: 'one', 'two', 'three', …",
         "run once; order fair; priority 128; at most 4 attempts; a deadline after 10 min",
-        "output out/replies.jsonl: body of each reply as a line of JSON, a new file after 100000000 bytes",
+        "output out/replies.jsonl: body of each reply as a line of JSON, a new file after 100 MB",
         "round all 4 targets may go at once",
         "variable HOST is not set: `tidegate run` needs it",
         "variable KEY is set",
@@ -319,12 +322,21 @@ def test_limit_by_scope_needs_targets_that_say_theirs(tmp_path):
     ]
 
 
+def test_quotes_that_are_not_closed_do_not_swallow_the_rest_in_silence(tmp_path):
+    text = f'{BACKEND}[targets]\nfile = "ids.csv"\n'
+    (tmp_path / "ids.csv").write_text('id\none\n"two\nthree\nfour\n')
+    told = check(text, tmp_path, code=0)
+    assert told.startswith("ids.csv:3  its id goes on to line 5; close the quotes that it opens\n")
+    assert "1 from ids.csv, without 1 bad line: 'one'" in told
+    assert "round     the one target may go at once" in told
+
+
 def test_targets_that_lead_nowhere_are_left_out(tmp_path):
     text = BACKEND.replace("https://api.example/items/{target}", "{target}") + '[targets]\nfile = "urls.txt"\n'
     (tmp_path / "urls.txt").write_text("https://a.example/1\nhello\nftp://b.example/\nhttps://\nhttp://b.example\n")
     told = check(text, tmp_path, code=0)
     assert told.splitlines()[:3] == [
-        f"urls.txt:{line}  target of {size} characters is not an http(s) URL" for line, size in ((2, 5), (3, 16), (4, 8))
+        f"urls.txt:{line}  target of length {size} is not an http(s) URL" for line, size in ((2, 5), (3, 16), (4, 8))
     ]
     assert "2 from urls.txt, without 3 bad lines" in told
 
@@ -337,9 +349,9 @@ def test_targets_that_lead_nowhere_are_left_out(tmp_path):
     [
         ("ids.csv", [], "1  is empty; its first line names the columns"),
         ("ids.csv", ["name,town", "ada,London"], "1  has no column 'target'; it has name, town"),
-        ("ids.csv", ["target"], "1  there is no target in it"),
-        ("ids.jsonl", ["", "  "], "1  there is no target in it"),
-        ("ids.txt", ["# nothing"], "1  there is no target in it"),
+        ("ids.csv", ["target"], " there is no target in it"),
+        ("ids.jsonl", ["", "  "], " there is no target in it"),
+        ("ids.txt", ["# nothing"], " there is no target in it"),
     ],
 )
 def test_file_without_targets(tmp_path, name, rows, told):
@@ -348,9 +360,7 @@ def test_file_without_targets(tmp_path, name, rows, told):
 
 
 def test_file_that_is_not_there(tmp_path):
-    assert problems(f'{BACKEND}[targets]\nfile = "ids.txt"\n', tmp_path) == [
-        "ids.txt:1  cannot be read: No such file or directory"
-    ]
+    assert problems(f'{BACKEND}[targets]\nfile = "ids.txt"\n', tmp_path) == ["ids.txt: cannot be read: No such file or directory"]
 
 
 def test_bad_lines_of_json(tmp_path):

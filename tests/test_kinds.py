@@ -152,7 +152,7 @@ async def test_a_guess_climbs_until_it_fits():
     assert steps[0].before == "window"
     assert steps[-1].after == kind == "leaky"
     assert all(step.after == following.before for step, following in pairwise(steps))
-    assert {step.limit for step in steps} == {"10/1s"}
+    assert {step.limit for step in steps} == {"10/s"}
     assert steps[0].used == 10
     assert all(event.backend == "api" and event.seconds is None for event in events if event.step is not None)
     assert len(world.rejected) <= 10 + 10
@@ -178,7 +178,7 @@ async def test_the_shortest_guess_climbs():
     assert kinds[0] == "window"
     assert kinds[1] != "window"
     assert kinds[2] == "window"
-    assert {event.step.limit async for event in events if event.step is not None} == {"500/60s"}
+    assert {event.step.limit async for event in events if event.step is not None} == {"500/min"}
 
 
 # ---- Aligned windows

@@ -438,10 +438,10 @@ async def test_snapshot():
         api = snapshot.backends["api"]
         assert (api.state, api.in_flight, api.strays, api.next_eligible_in) == ("limited", 3, 0, None)
         window, bucket = api.limits
-        assert (window.name, window.kind, window.amount, window.period, window.burst) == ("3/60s", "window", 3, 60, None)
+        assert (window.name, window.kind, window.amount, window.period, window.burst) == ("3/min", "window", 3, 60, None)
         assert (window.used, window.available, window.next_eligible_in) == (3, 0, None)
         assert (bucket.name, bucket.kind, bucket.burst, bucket.used, bucket.available) == (
-            "10/3600s burst 20",
+            "10/h burst 20",
             "bucket",
             20,
             3,
@@ -631,7 +631,7 @@ async def test_events_after_the_end():
 async def test_repr():
     """What is printed says what it is and how it stands."""
     backends = [Backend("api", echo, BackendQuota("100/min", concurrency=5)), Backend("other", echo)]
-    assert repr(backends[0]) == "<Backend 'api': BackendQuota('100/60s', concurrency=5)>"
+    assert repr(backends[0]) == "<Backend 'api': BackendQuota('100/min', concurrency=5)>"
     scheduler = RateLimitScheduler(backends)
     assert repr(scheduler) == "<RateLimitScheduler [api, other]: new, 0 pending>"
     async with scheduler:

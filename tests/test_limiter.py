@@ -448,7 +448,7 @@ async def test_set_limits_reaches_those_who_wait():
     await asyncio.gather(*tasks)
     assert [name for name, _ in log] == list(range(5))
     assert log[-1][1] == pytest.approx(1.2, abs=0.02)
-    assert repr(limiter) == "Limiter('10/1s burst 1')"
+    assert repr(limiter) == "Limiter('10/s burst 1')"
 
 
 async def test_set_limits_reaches_every_key_and_ends_what_never_fits():
@@ -664,4 +664,4 @@ def test_try_acquire_is_the_compiled_method():
     """Nothing of Python stands between a caller and the admission."""
     assert "try_acquire" not in vars(Limiter)
     assert type(Limiter.try_acquire).__name__ == "method_descriptor"
-    assert repr(Limiter("10/s burst 20", "500/min")) == "Limiter('10/1s burst 20', '500/60s')"
+    assert repr(Limiter("10/s burst 20", "500/min")) == "Limiter('10/s burst 20', '500/min')"

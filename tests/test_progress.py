@@ -112,6 +112,17 @@ async def test_it_ends_where_the_iteration_is_left(terminal, quiet):
     assert terminal.getvalue().endswith("\n")
 
 
+async def test_what_was_cancelled_is_not_passed_off_as_collected(log):
+    with redirect_stderr(log):
+        async with RateLimitScheduler([Backend("api", handler, "4/h")], retry=Retry(attempts=1)) as scheduler:
+            taken = 0
+            async for _ in scheduler.map(range(10), progress=True):
+                taken += 1
+                if taken == 4:
+                    await scheduler.drain(cancel_waiting=True)
+    assert re.match(r"10/10  .*  1 failed  6 cancelled$", log.getvalue().splitlines()[-1])
+
+
 async def test_nobody_reading_is_no_reason_to_stop():
     class Closed(io.StringIO):
         def write(self, text: str) -> int:

@@ -161,8 +161,8 @@ def test_anchor_and_alignment():
     """By default the clock starts at the headers, and windows are not aligned; what differs shows."""
     assert (Limit(5, 60).anchor, Limit(5, 60).aligned) == ("headers", False)
     limit = Limit(5, 60, anchor="finish", aligned=True)
-    assert repr(limit) == "Limit('5/60s', anchor='finish', aligned=True)"
-    assert limit.name == "5/60s"
+    assert repr(limit) == "Limit('5/min', anchor='finish', aligned=True)"
+    assert limit.name == "5/min"
     assert limit not in (Limit(5, 60), Limit(5, 60, aligned=True), Limit(5, 60, anchor="finish"))
 
 
@@ -171,8 +171,8 @@ def test_jitter():
     assert Limit(5, 60).jitter is None
     assert Limit(5, 60, jitter=timedelta(milliseconds=5)) == Limit(5, 60, jitter=0.005)
     assert (Limit(5, 60, jitter=0).jitter, Limit(5, 60, jitter="auto").jitter) == (0.0, "auto")
-    assert repr(Limit(5, 60, jitter=1)) == "Limit('5/60s', jitter=1.0)"
-    assert repr(Limit(5, 60, jitter="auto")) == "Limit('5/60s', jitter='auto')"
+    assert repr(Limit(5, 60, jitter=1)) == "Limit('5/min', jitter=1.0)"
+    assert repr(Limit(5, 60, jitter="auto")) == "Limit('5/min', jitter='auto')"
 
 
 @pytest.mark.parametrize("jitter", [-0.1, float("nan"), float("inf"), "5", True, timedelta(seconds=-1), []], ids=repr)
@@ -218,7 +218,9 @@ def test_period_as_timedelta():
 
 def test_name():
     """A limit is called by its text unless it has a name."""
-    assert Limit(5, 60).name == "5/60s"
+    assert Limit(5, 60).name == "5/min"
+    names = {Limit(5, period).name for period in (1, 5, 0.5, 90, 900, 3600, 7200, 86_400, 604_800)}
+    assert names == {"5/s", "5/5s", "5/0.5s", "5/90s", "5/15min", "5/h", "5/2h", "5/d", "5/7d"}
     assert Limit(5, 0.5, burst=9).name == "5/0.5s burst 9"
     named = Limit(5, 60, name="search")
     assert named.name == "search"
@@ -298,7 +300,7 @@ def test_quota_takes_texts_and_limits():
     quota = BackendQuota("100/min", Limit(5, 1, burst=9), concurrency=3)
     assert quota.limits == (Limit(100, 60), Limit(5, 1, burst=9))
     assert quota.concurrency == 3
-    assert repr(quota) == "BackendQuota('100/60s', '5/1s burst 9', concurrency=3)"
+    assert repr(quota) == "BackendQuota('100/min', '5/s burst 9', concurrency=3)"
 
 
 def test_quota_without_limits():

@@ -32,7 +32,7 @@ def scheduler_of(
 
 def test_a_limit_reads_and_shows_its_scope() -> None:
     limit = Limit.parse("10/s burst 20 per user")
-    assert (limit.per, limit.burst, limit.name) == ("user", 20, "10/1s burst 20 per user")
+    assert (limit.per, limit.burst, limit.name) == ("user", 20, "10/s burst 20 per user")
     assert Limit.parse(limit.name) == limit
     for wrong in ("", "two words", "Host!", 3):
         with pytest.raises(ConfigError, match="per="):
@@ -72,8 +72,8 @@ async def test_any_scope_that_a_request_carries() -> None:
         assert [ticket.done() for ticket in tickets] == [True, True, True, False, False, False]
         state = scheduler.snapshot().backends["web"].limits
         assert [(limit.name, limit.per, limit.used, limit.scopes) for limit in state] == [
-            ("3/60s", None, 3, None),
-            ("2/60s per user", "user", 2, 2),
+            ("3/min", None, 3, None),
+            ("2/min per user", "user", 2, 2),
         ]
         await clock.run_until_idle()
     assert seen[0] == {"user": "a", "note": "0"}

@@ -65,7 +65,7 @@ class Backend:
             msg = f"weight={weight!r}: give a number above 0"
             raise ConfigError(msg, option="weight", value=weight)
         if quota is not None and not isinstance(quota, BackendQuota | str):
-            msg = f"quota={quota!r}: give a BackendQuota, a text such as '100/min', or None"
+            msg = f"quota={quota!r}: give a text such as '100/min', several as BackendQuota('10/s', '100/min'), or None"
             raise ConfigError(msg, option="quota", value=quota)
         if accounts is not None and (isinstance(accounts, str | bytes) or not isinstance(accounts, Sequence)):
             msg = "accounts: give a list with one object for each account, such as ['key 1', 'key 2'], or None"

@@ -43,6 +43,10 @@ class Interruption:
         for _ in range(self._signals):
             self._heed()
 
+    def is_over(self) -> None:
+        """What it concerned has ended: one that comes now, as of who presses twice, has nothing left to stop."""
+        self._task = None
+
     def stop(self) -> None:
         """Do what the second one does, from any thread."""
         if self._task is not None:

@@ -81,7 +81,8 @@ class Meter:
         self._now = now
         self._more = more
         ledger = source.ledger()
-        self._before = (sum(backend.rejected for backend in source.snapshot().backends.values()), ledger.dead + ledger.expired)
+        rejected = sum(backend.rejected for backend in source.snapshot().backends.values())
+        self._before = (rejected, ledger.dead + ledger.expired, ledger.cancelled)
         self._samples = deque([(now(), done())])
 
     def details(self) -> str:
@@ -94,10 +95,12 @@ class Meter:
             more = [f"{len(reasons) - MOST_NAMED} more"] if len(reasons) > MOST_NAMED else []
             waiting = f"{snapshot.queued} waiting"
             parts.append(": ".join(filter(None, (waiting, ", ".join([*reasons[:MOST_NAMED], *more])))))
-        rejected, failed = self._before
+        rejected, failed, cancelled = self._before
         parts.append(f"{sum(backend.rejected for backend in backends.values()) - rejected} rejected")
         if failures := ledger.dead + ledger.expired - failed:
             parts.append(f"{failures} failed")
+        if cancellations := ledger.cancelled - cancelled:
+            parts.append(f"{cancellations} cancelled")
         if extra := self._more():
             parts.append(extra)
         return "  ".join(parts)

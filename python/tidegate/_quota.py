@@ -105,7 +105,7 @@ class Limit:
             of 66 %. `"auto"` finds the number out where delays seem to have a bound and it gains more than 2 %; when delays
             drop all at once it is rejected, and then stays off for an hour. Not for aligned windows, nor with
             `anchor="finish"`.
-        name: How it is called in snapshots; default its text, such as `"100/60s"`.
+        name: How it is called in snapshots; default its text, such as `"100/min"`.
 
     Raises:
         ConfigError: An argument is out of range.
@@ -115,7 +115,7 @@ class Limit:
 
     Example:
         >>> Limit(100, 60)
-        Limit('100/60s')
+        Limit('100/min')
         >>> Limit.parse("10/s burst 20").burst
         20
         >>> Limit(50, 5, kind="counter")
@@ -216,12 +216,7 @@ class Limit:
 
     def _text(self) -> str:
         """What `parse` reads as this limit, to the last digit; it has no words for `anchor`, `aligned` and `jitter`."""
-        seconds = repr(self.period).removesuffix(".0")
-        if "e" in seconds:
-            from decimal import Decimal
-
-            seconds = f"{Decimal(seconds):f}"
-        words = [f"{self.amount}/{seconds}s"]
+        words = [f"{self.amount}/{_period_text(self.period)}"]
         if self.kind == "bucket":
             words.append(f"burst {self.burst}")
         if not self.guessed:
@@ -235,6 +230,20 @@ class Limit:
         aligned = ", aligned=True" if self.aligned else ""
         jitter = "" if self.jitter is None else f", jitter={self.jitter!r}"
         return f"Limit({self._text()!r}{anchor}{aligned}{jitter})"
+
+
+def _period_text(seconds: float) -> str:
+    """A period in its largest whole unit, which is how a server's documentation has it: `min`, `15min`, `0.5s`."""
+    for length, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        if seconds % length == 0:
+            count = int(seconds // length)
+            return unit if count == 1 else f"{count}{unit}"
+    text = repr(seconds)
+    if "e" in text:
+        from decimal import Decimal
+
+        text = f"{Decimal(text):f}"
+    return f"{text}s"
 
 
 def _jitter_of(value: float | timedelta | str | None) -> float | Literal["auto"] | None:
@@ -279,7 +288,7 @@ class BackendQuota:
 
     Example:
         >>> BackendQuota("100/min", "3000/h", concurrency=10)
-        BackendQuota('100/60s', '3000/3600s', concurrency=10)
+        BackendQuota('100/min', '3000/h', concurrency=10)
     """
 
     limits: tuple[Limit, ...]

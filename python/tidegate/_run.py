@@ -142,9 +142,7 @@ def _run(scheduler: RateLimitScheduler, work: Work[T]) -> T:
         with interruption.heeded(), runner() as own:  # asyncio puts a handler of its own only in the place of Python's
             return own.run(main())
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _on_a_loop():
         _settle(outcome, on_a_loop)
     else:
         threading.Thread(target=_settle, args=(outcome, on_a_loop), name="tidegate-run", daemon=True).start()
@@ -161,6 +159,15 @@ def _run(scheduler: RateLimitScheduler, work: Work[T]) -> T:
         return outcome.result()
     finally:
         del outcome  # what it raises has this frame in its traceback
+
+
+def _on_a_loop() -> bool:
+    """Whether a loop runs in this thread. Told by a call, lest its exception be the context of all that follows."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _in_a_thread(function: Callable[[RateLimitScheduler], T], scheduler: RateLimitScheduler) -> T:

@@ -310,7 +310,7 @@ def test_bad_lines_are_told_and_left_out(configure, tmp_path):
     assert (
         f'{tmp_path}/ids.csv:3  priority = "urgent": give one of critical, high, normal, low, or a number from 0 to 255' in errors
     )
-    assert f"{tmp_path}/ids.csv:4  has 1 fields, the header 2" in errors
+    assert f"{tmp_path}/ids.csv:4  has 1 field, the header 2" in errors
     assert f"{tmp_path}/ids.csv:5  is not UTF-8" in errors
 
 
@@ -361,7 +361,7 @@ def test_server_dies_for_good(configure, server, tmp_path):
     summary = adds_up(output, targets=12, written=12)
     assert summary["requests"]["failed"] > 0
     assert sum(not row["ok"] for row in rows) == summary["requests"]["failed"]
-    assert re.search(r"failed    .*Client", errors)
+    assert re.search(r"^failed    \d+ Client\w+: \w+", errors, re.MULTILINE)
 
 
 def test_targets_from_a_pipe_are_collected_as_they_come(configure, server, tmp_path):
@@ -473,6 +473,12 @@ def test_quiet_run_says_nothing(configure):
     assert finish(start("run", configure(rest=OUTPUT), "--quiet"), code=0) == ("", "")
 
 
+def test_quiet_run_says_what_failed(configure):
+    file = configure(path="missing", rest=OUTPUT, targets=many(1))
+    _, errors = finish(start("run", file, "--quiet"), code=1)
+    assert errors == "tidegate: 1 of 1 request not collected: 1 status 404\n"
+
+
 def test_progress_can_be_turned_off(configure):
     _, errors = finish(start("run", configure(rest=OUTPUT), env={**os.environ, "TIDEGATE_PROGRESS": "0"}), code=0)
     assert "/s" not in errors
@@ -523,6 +529,22 @@ def test_second_interrupt_stops_a_collection_now(configure, server, tmp_path):
         time.sleep(0.1)
     output, _ = finish(run, code=130, timeout=5)
     adds_up(output, targets=None, written=len(lines(tmp_path / "out.jsonl")))
+
+
+def test_pressing_twice_does_not_take_the_summary(configure, server, tmp_path):
+    """The second one comes when nothing runs any more."""
+    for _ in range(5):
+        file = configure(rest=f"{EVERY_HALF_SECOND}", targets=many(2))
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
+        before = len(server.asked)
+        run = start("run", file, "--json")
+        until_asked(server, before + 1, run)
+        time.sleep(0.1)
+        for _ in range(2):
+            os.killpg(run.pid, signal.SIGINT)
+            time.sleep(0.002)
+        output, _ = finish(run, code=130, timeout=5)
+        adds_up(output, targets=None, written=len(lines(tmp_path / "out.jsonl")))
 
 
 def test_collection_outlives_a_server_that_dies_and_returns(configure, server, tmp_path):

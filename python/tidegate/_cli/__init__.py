@@ -24,10 +24,10 @@ def cli() -> None:
 @cli.command()
 @click.option("--targets", type=click.IntRange(min=1), default=500, show_default=True, help="How many targets to collect.")
 def demo(targets: int) -> None:
-    """Collect from three strict servers on this machine, for about half a minute.
+    """Collect from three strict servers on this machine.
 
-    A sliding window, a token bucket, and a server that turns slow and fails for a while. Exits with 1 unless the
-    first two, by their own count, rejected nothing and were used to 97 %, and nothing was lost.
+    For about half a minute: a sliding window, a token bucket, and a server that turns slow and fails for a while. Exits with
+    1 unless the first two, by their own count, rejected nothing and were used to 97 %, and nothing was lost.
     """
     try:
         from tidegate._demo.run import demo as collect
@@ -46,10 +46,10 @@ FILE = click.argument("file", type=click.Path(path_type=Path), default="tidegate
 @click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary on standard output, as one JSON object.")
 def run(file: Path, targets: str | None, output: str | None, quiet: bool, as_json: bool) -> None:
-    """Collect what FILE says (default: tidegate.toml).
+    """Collect what a configuration says.
 
-    Ctrl-C finishes what runs and takes nothing new; a second one stops now. Exits with 0 when all was collected, with 1 when
-    something failed, with 2 when FILE is wrong, and with 130 when it was interrupted.
+    That is FILE (default: tidegate.toml). Ctrl-C finishes what runs and takes nothing new; a second one stops now. Exits with
+    0 when all was collected, with 1 when something failed, with 2 when FILE is wrong, and with 130 when it was interrupted.
     """
     from tidegate._cli.config import load
     from tidegate._cli.run import collect
@@ -66,10 +66,10 @@ def run(file: Path, targets: str | None, output: str | None, quiet: bool, as_jso
 @cli.command()
 @FILE
 def check(file: Path) -> None:
-    """Say what FILE comes to (default: tidegate.toml), and send nothing.
+    """Say what a configuration comes to, and send nothing.
 
-    The limits as they are understood, how long one round of all targets takes, whether an interval can be kept, and how much of
-    the limits can be used. Needs no network and no variables.
+    Of FILE (default: tidegate.toml): the limits as they are understood, how long one round of all targets takes, whether an
+    interval can be kept, and how much of the limits can be used. Needs no network and no variables.
     """
     from tidegate._cli.check import report
     from tidegate._cli.config import load
@@ -80,7 +80,10 @@ def check(file: Path) -> None:
 @cli.command()
 @FILE
 def init(file: Path) -> None:
-    """Write a commented configuration to begin with to FILE (default: tidegate.toml)."""
+    """Write a commented configuration to begin with.
+
+    To FILE (default: tidegate.toml), and never over one that exists.
+    """
     from tidegate._cli.init import write
 
     write(file)

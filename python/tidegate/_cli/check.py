@@ -45,6 +45,14 @@ def span(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= SHORTEST_ROUND else f"{seconds * 1000:.3g} ms"
 
 
+def size(count: int) -> str:
+    """A number of bytes as a text that a person reads, if it is a round one: `100 MB`."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (1000, "kB")):
+        if count % unit == 0:
+            return f"{count // unit} {name}"
+    return f"{count} bytes"
+
+
 def _table(plan: Plan) -> Iterator[str]:
     rows = [("backend", "allows", "at once", "accounts", "usable", "address")]
     for backend, address in zip(plan.backends, plan.shown, strict=True):
@@ -115,20 +123,21 @@ def _order(order: Order) -> str:
 def _output(plan: Plan) -> str:
     output = plan.output
     where = "standard output" if output.file == "-" else plan.beside(output.file)
-    rotated = "" if output.rotate is None else f", a new file after {output.rotate} bytes"
+    rotated = "" if output.rotate is None else f", a new file after {size(output.rotate)}"
     return f"{where}: {output.save} of each reply as a line of JSON{rotated}{', synced' if output.sync else ''}"
 
 
 def _round(plan: Plan, targets: Sequence[str], source: Targets) -> Iterator[str]:
     """How long all targets take once, and whether an interval can be kept."""
     found = collector_of(plan, targets, source).feasibility()
+    whole = "the one target" if len(targets) == 1 else f"all {len(targets)} targets"
     if found.round is None:
         yield "round     some targets can never be sent: their limits admit nothing"
     elif found.bottleneck is None:
         yield "round     has no limit but the concurrency and the servers' speed"
     elif found.round < SHORTEST_ROUND:
-        yield f"round     all {len(targets)} targets may go at once"
+        yield f"round     {whole} may go at once"
     else:
-        yield f"round     all {len(targets)} targets take at least {span(found.round)}, from idle"
+        yield f"round     {whole} {'takes' if len(targets) == 1 else 'take'} at least {span(found.round)}, from idle"
     if plan.run.interval is not None:
         yield f"interval  {'can' if found.feasible else 'CANNOT'} be kept: {found}"

@@ -174,9 +174,9 @@ def load(
         text = file.read_bytes().decode()
         document = tomllib.loads(text)
     except FileNotFoundError:
-        raise BadFileError.of(str(file), Problem(1, "", "", "there is no such file; `tidegate init` writes one")) from None
+        raise BadFileError.of(str(file), Problem(0, "", "", "there is no such file; `tidegate init` writes one")) from None
     except OSError as error:
-        raise BadFileError.of(str(file), Problem(1, "", "", f"cannot be read: {error.strerror}")) from None
+        raise BadFileError.of(str(file), Problem(0, "", "", f"cannot be read: {error.strerror}")) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise BadFileError.of(str(file), Problem(line, "", "", "is not UTF-8")) from None
@@ -344,7 +344,8 @@ class _Reading:
             )
         except ConfigError as error:
             if (key := error.option) in BackendTable.__struct_fields__:
-                self._wrong((*at, key), section, key, _way_out(error), error.value)
+                written = self.document["backend"][at[1]].get(key, error.value)
+                self._wrong((*at, key), section, key, _way_out(error), written)
             else:
                 self._wrong(at, section, "", str(error))
             return None

@@ -19,7 +19,7 @@ class Problem:
     """One thing that is wrong, and the way out.
 
     Attributes:
-        line: Where, from 1.
+        line: Where, from 1; 0 for the file as a whole.
         section: `[targets]`, or `[[backend]] "api"`.
         key: Inside the section; empty for the section itself.
         way_out: What to do about it.
@@ -39,7 +39,8 @@ class Problem:
         place = " ".join(filter(None, (self.section, self.key)))
         value = "" if self.value is None else f" = {self.value}"
         nearest = "" if self.nearest is None else f'. Did you mean "{self.nearest}"?'
-        return f"{file}:{self.line}  {f'{place}{value}: '.lstrip(' :')}{self.way_out}{nearest}"
+        where = f"{file}:{self.line} " if self.line else f"{file}:"
+        return f"{where} {f'{place}{value}: '.lstrip(' :')}{self.way_out}{nearest}"
 
 
 class BadFileError(click.ClickException):

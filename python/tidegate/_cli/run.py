@@ -25,11 +25,12 @@ from tidegate import (
 )
 from tidegate._cli.config import Plan
 from tidegate._cli.problems import BadFileError, Problem
-from tidegate._cli.summary import sum_up, told
+from tidegate._cli.summary import sum_up, told, unfinished
 from tidegate._cli.targets import LineError, Targets, read_all, read_as_they_come
 from tidegate._interrupt import CODE as INTERRUPTED
 from tidegate._interrupt import Interruption
 from tidegate._progress import Line, Meter, is_off
+from tidegate._snapshot import Snapshot
 from tidegate.backends.http import HttpStatusError
 from tidegate.sinks import JsonLines, SinkError
 
@@ -57,7 +58,7 @@ async def collect(plan: Plan, *, quiet: bool = False, as_json: bool = False) -> 
     try:
         sink.open()
     except SinkError as error:
-        raise BadFileError.of(str(plan.file), Problem(1, "[output]", "file", str(error))) from None
+        raise BadFileError.of(str(plan.file), Problem(0, "[output]", "file", str(error))) from None
     try:
         run = Run(plan, source, targets, sink)
         return await run.through(sys.stderr, quiet=quiet, as_json=as_json)
@@ -77,14 +78,14 @@ def targets_of(plan: Plan) -> tuple[list[str] | None, Targets]:
     try:
         targets, source = read_all(plan, path)
     except OSError as error:
-        raise BadFileError.of(path, Problem(1, "", "", f"cannot be read: {error.strerror}")) from None
+        raise BadFileError.of(path, Problem(0, "", "", f"cannot be read: {error.strerror}")) from None
     except LineError as error:
         raise BadFileError.of(path, Problem(1, "", "", str(error))) from None
     if plan.targets.strict and source.bad:
         rest = source.bad - len(source.told)
         raise BadFileError("\n".join([*source.told, *([f"{source.source}: {rest} bad lines more"] if rest else [])]))
     if not targets:
-        raise BadFileError.of(source.source, Problem(1, "", "", "there is no target in it"))
+        raise BadFileError.of(source.source, Problem(0, "", "", "there is no target in it"))
     return targets, source
 
 
@@ -117,6 +118,7 @@ class Run:
     sink: JsonLines
     collected: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     expired: int = 0
     waits: Counter[str] = field(default_factory=Counter)
     written: int = 0
@@ -125,6 +127,7 @@ class Run:
     problem: str | None = None
     interrupted: bool = False
     seconds: float = 0.0
+    snapshot: Snapshot | None = None
 
     @property
     def scheduler(self) -> RateLimitScheduler:
@@ -142,6 +145,12 @@ class Run:
         Returns:
             The exit code.
         """
+        with ExitStack() as signals:
+            await self._run(out, signals, quiet=quiet)
+            return self._sum_up(out, quiet=quiet, as_json=as_json)
+
+    async def _run(self, out: TextIO, signals: ExitStack, *, quiet: bool) -> None:
+        """Run it to its end. Signals are heeded beyond that, so that one that comes late does not take the summary."""
         loop = asyncio.get_running_loop()
         async with self.scheduler:
             once = self.total if self.plan.run.interval is None else None
@@ -157,7 +166,7 @@ class Run:
                     line.start()
                     stack.callback(line.stop)
                 interruption = Interruption(lambda: self.scheduler.drain(cancel_waiting=True), say)
-                stack.enter_context(interruption.heeded(signal.SIGTERM))
+                signals.enter_context(interruption.heeded(signal.SIGTERM))
                 interruption.concerns()
                 started_at = loop.time()
                 try:
@@ -168,12 +177,19 @@ class Run:
                     _forget_cancellation()
                     await self.scheduler.close()
                 finally:
+                    interruption.is_over()
                     self.interrupted = interruption.happened
                     self.seconds = loop.time() - started_at
-            snapshot = self.scheduler.snapshot()
-        summary = sum_up(self, snapshot)
+            self.snapshot = self.scheduler.snapshot()
+
+    def _sum_up(self, out: TextIO, *, quiet: bool, as_json: bool) -> int:
+        """Say how it went; the exit code."""
+        assert self.snapshot is not None
+        summary = sum_up(self, self.snapshot)
         if not quiet:
-            out.write(told(summary))
+            out.write(told(summary, self.examples))
+        elif summary["failures"] or self.expired:
+            out.write(f"tidegate: {unfinished(summary)}\n")
         if self.problem is not None:
             out.write(f"tidegate: {self.problem}\n")
         out.flush()
@@ -228,7 +244,9 @@ class Run:
         elif isinstance(reply.error, DeadlineExceededError):
             self.expired += 1
         else:
-            self.failures[_reason(reply)] += 1
+            reason = _reason(reply)
+            self.failures[reason] += 1
+            self.examples.setdefault(reason, _example(reply))
         return True
 
 
@@ -302,6 +320,12 @@ def _reason(reply: Reply) -> str:
     if isinstance(cause, HttpStatusError):
         return f"status {cause.status}"
     return type(cause or reply.error).__name__
+
+
+def _example(reply: Reply) -> str:
+    """What one of these errors said; nothing where the reason says it all."""
+    cause = reply.error.__cause__ if reply.error is not None else None
+    return "" if isinstance(cause, HttpStatusError) else str(cause or reply.error).partition("\n")[0]
 
 
 def _say_nothing(text: str) -> None:

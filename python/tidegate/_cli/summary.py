@@ -63,10 +63,24 @@ def _polls(collector: ContinuousCollector) -> dict[str, Any]:
     return {**msgspec.to_builtins(statistics), "balanced": statistics.balanced}
 
 
-def told(summary: Mapping[str, Any]) -> str:
-    """A summary in words."""
+def unfinished(summary: Mapping[str, Any]) -> str:
+    """What failed and what expired, in one line."""
+    requests = summary["requests"]
+    reasons = [f"{count} {reason}" for reason, count in summary["failures"].items()]
+    reasons += [f"{requests['expired']} expired"] if requests["expired"] else []
+    count = requests["failed"] + requests["expired"]
+    return f"{count} of {counted(requests['accepted'], 'request')} not collected: {', '.join(reasons)}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def told(summary: Mapping[str, Any], examples: Mapping[str, str]) -> str:
+    """A summary in words; with what one error of each reason said."""
     requests, targets, output = summary["requests"], summary["targets"], summary["output"]
-    distinct = "targets" if targets["distinct"] is None else f"{targets['distinct']} targets"
+    distinct = "targets" if targets["distinct"] is None else counted(targets["distinct"], "target")
     left_out = Targets("", bad=targets["bad_lines"], duplicates=targets["duplicates"]).left_out
     lines = [f"targets   {distinct} from {targets['from']}{left_out}"]
     if targets["not_taken"]:
@@ -77,12 +91,12 @@ def told(summary: Mapping[str, Any]) -> str:
         left_out = f"{polls['coalesced']} coalesced, {polls['skipped']} skipped"
         lag = polls["lag"]
         lines.append(f"polls     {polls['planned']} planned, {left_out}; {lag['p50']:.2f} s late, at most {lag['max']:.2f} s")
-    if summary["failures"]:
-        lines.append(f"failed    {', '.join(f'{count} {reason}' for reason, count in summary['failures'].items())}")
+    for nth, (reason, count) in enumerate(summary["failures"].items()):
+        example = f": {examples[reason]}" if examples.get(reason) else ""
+        lines.append(f"{'' if nth else 'failed':10}{count} {reason}{example}")
     not_written = f", {output['not_written']} not written" if output["not_written"] else ""
-    lines.append(
-        f"output    {output['written']} lines in {'standard output' if output['file'] == '-' else output['file']}{not_written}"
-    )
+    where = "on standard output" if output["file"] == "-" else f"in {output['file']}"
+    lines.append(f"output    {counted(output['written'], 'line')} {where}{not_written}")
     lines.append("")
     width = max([len("backend"), *map(len, summary["backends"])])
     lines.append(f"{'backend':{width}}  collected      sent  rejected  used of what was possible")

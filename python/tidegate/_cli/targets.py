@@ -268,25 +268,29 @@ class _Csv:
             if name not in header:
                 raise LineError(f"has no column {name!r}; it has {', '.join(header)}")
         while True:
+            number = rows.line_num + 1
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                yield rows.line_num, LineError(str(error)), {}
+                yield number, LineError(str(error)), {}
                 continue
             if row is None:
                 return
             if not row:
                 continue
-            number = rows.line_num
             try:
-                if number in broken:
+                if broken and broken[-1] >= number:
                     raise LineError("is not UTF-8")
                 if len(row) != len(header):
-                    raise LineError(f"has {len(row)} fields, the header {len(header)}")
+                    raise LineError(f"has {len(row)} field{'s' if len(row) > 1 else ''}, the header {len(header)}")
                 fields = dict(zip(header, row, strict=True))
                 target = fields[column].strip()
                 if not target:
                     raise LineError(f"its {column} is empty")
+                if "\n" in target:  # rather than to swallow the rest of the file as one target
+                    raise LineError(f"its {column} goes on to line {rows.line_num}; close the quotes that it opens")
+                if CONTROL.search(target):
+                    raise LineError(f"its {column} has a control character")
                 yield number, target, self.options.read(fields)
             except LineError as error:
                 yield number, error, {}

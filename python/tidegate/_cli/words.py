@@ -175,7 +175,7 @@ class Variables:
             The text, and the names of the variables that are not set, each of which is left out.
 
         Raises:
-            WordError: A reference is not closed or names nothing.
+            WordError: A reference is not closed, names nothing, or is to an account where there is none.
         """
         missing = []
 
@@ -189,6 +189,8 @@ class Variables:
                 if name not in account:
                     raise WordError(f"{found[0]} is of no account; there is {', '.join(f'${{{key}}}' for key in account)}")
                 return account[name]
+            if account is None and ACCOUNT.fullmatch(name):
+                raise WordError(f"{found[0]} is for headers of a backend that has accounts; give it accounts = [...]")
             if not NAME.fullmatch(name):
                 raise WordError(f"{found[0]} names no variable; give letters, digits and _, such as ${{API_KEY}}")
             self.is_set[name] = bool(self._environ.get(name))

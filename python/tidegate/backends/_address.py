@@ -66,7 +66,7 @@ class Address:
             url, fits = None, False  # its text may hold secrets: the cause is not chained
         if url is None or not fits:
             expected = "an http(s) URL" if self.whole else f"a reference within {shown(self.text)}"
-            raise AddressError(f"target of {len(str(target))} characters is not {expected}")
+            raise AddressError(f"target of length {len(str(target))} is not {expected}")
         return url
 
     def __repr__(self) -> str:
@@ -79,6 +79,9 @@ def shown(url: str | URL) -> str:
     if text == PLACE:
         return text
     parts = urlsplit(text)
+    if not parts.netloc:  # no URL yet: `api.example/items/`, `localhost:8080/items/`
+        _, at, path = parts.path.rpartition("@")
+        return f"{parts.scheme}:{path}" if parts.scheme and not at else path
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tidegate import Backend, BackendQuota, Request, TidegateError
+from tidegate import Backend, BackendQuota, ConfigError, Request, TidegateError
 from tidegate.backends._address import Address, AddressError, refused, shown
 
 if TYPE_CHECKING:
@@ -333,7 +333,9 @@ def _require_aiohttp() -> None:
 def _check_headers(headers: Headers, url: object) -> None:
     """Refuse headers that aiohttp would refuse later, in a message without their values."""
     if not isinstance(headers, Mapping):
-        raise refused("headers", type(headers).__name__, "give a mapping of names to values, or a function of the request")
+        kind = type(headers).__name__
+        message = f"headers: give a mapping of names to values, or a function of the request, not a {kind}"
+        raise ConfigError(message, option="headers", value=kind)
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str) or any(c in value for c in "\r\n\0"):
             raise refused("headers", name, "give each value as a str of one line")
