@@ -531,22 +531,6 @@ def test_second_interrupt_stops_a_collection_now(configure, server, tmp_path):
     adds_up(output, targets=None, written=len(lines(tmp_path / "out.jsonl")))
 
 
-def test_pressing_twice_does_not_take_the_summary(configure, server, tmp_path):
-    """The second one comes when nothing runs any more."""
-    for _ in range(5):
-        file = configure(rest=f"{EVERY_HALF_SECOND}", targets=many(2))
-        (tmp_path / "out.jsonl").unlink(missing_ok=True)
-        before = len(server.asked)
-        run = start("run", file, "--json")
-        until_asked(server, before + 1, run)
-        time.sleep(0.1)
-        for _ in range(2):
-            os.killpg(run.pid, signal.SIGINT)
-            time.sleep(0.002)
-        output, _ = finish(run, code=130, timeout=5)
-        adds_up(output, targets=None, written=len(lines(tmp_path / "out.jsonl")))
-
-
 def test_collection_outlives_a_server_that_dies_and_returns(configure, server, tmp_path):
     run = start("run", configure(backend='quota = "50/s"', rest=EVERY_HALF_SECOND, targets=many(5)), "--json")
     until_asked(server, 8, run)
