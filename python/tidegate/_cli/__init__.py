@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -108,4 +109,6 @@ def main() -> None:
         code = error.exit_code
     except click.Abort:  # Ctrl-C before a command has taken it over
         code = INTERRUPTED
+    # All is done and said: a Ctrl-C that comes while the interpreter ends takes nothing but the exit code.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
