@@ -64,68 +64,95 @@ impl Listener {
 /// A submission that joined a request: its own target, and who is told.
 pub(crate) type Joined = (Py<PyAny>, Listener);
 
-/// What only a request that is known by a name has.
-struct Named {
-    unique: Arc<str>,
+/// A failed attempt: its backend and its error.
+pub(crate) type Failure = (Py<PyString>, Py<PyAny>);
+
+/// What only some requests have.
+#[derive(Default)]
+struct Extras {
+    /// Runs its attempts instead of its backend's runner.
+    runner: Option<Py<PyAny>>,
+    /// When a collector planned it for.
+    planned: Option<Instant>,
+    /// The errors of its attempts so far.
+    failures: Vec<Failure>,
+    /// What it is known by.
+    unique: Option<Arc<str>>,
     /// Another submission has joined it, if only for a while.
     was_joined: bool,
     joined: Vec<Joined>,
 }
 
-/// A failed attempt: its backend and its error.
-pub(crate) type Failure = (Py<PyString>, Py<PyAny>);
-
 /// What Python gave for a request that is pending, and the errors of its attempts so far.
 pub(crate) struct Pending {
     pub(crate) target: Py<PyAny>,
     pub(crate) listener: Listener,
-    /// Runs its attempts instead of its backend's runner.
-    pub(crate) runner: Option<Py<PyAny>>,
-    #[expect(clippy::box_collection, reason = "one word a request: most never fail")]
-    failures: Option<Box<Vec<Failure>>>,
-    named: Option<Box<Named>>,
     pub(crate) scopes: Scopes,
-    /// When a collector planned it for; [`Instant::FAR`] for one of no collector.
-    pub(crate) planned: Instant,
+    extras: Option<Box<Extras>>,
 }
+
+/// There may be a million of them.
+const _: () = assert!(size_of::<Pending>() <= 48);
 
 impl Pending {
     pub(crate) fn new(target: Py<PyAny>, listener: Listener, runner: Option<Py<PyAny>>, scopes: Scopes) -> Pending {
-        Pending { target, listener, runner, failures: None, named: None, scopes, planned: Instant::FAR }
+        let mut pending = Pending { target, listener, scopes, extras: None };
+        if runner.is_some() {
+            pending.extras_mut().runner = runner;
+        }
+        pending
+    }
+
+    fn extras_mut(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
     }
 
     /// The same, known by a name.
-    pub(crate) fn known_by(self, unique: Arc<str>) -> Pending {
-        let named = Some(Box::new(Named { unique, was_joined: false, joined: Vec::new() }));
-        Pending { named, ..self }
+    pub(crate) fn known_by(mut self, unique: Arc<str>) -> Pending {
+        self.extras_mut().unique = Some(unique);
+        self
     }
 
     /// The same, planned by a collector for this instant.
-    pub(crate) fn planned_for(self, planned: Instant) -> Pending {
-        Pending { planned, ..self }
+    pub(crate) fn planned_for(mut self, planned: Instant) -> Pending {
+        self.extras_mut().planned = Some(planned);
+        self
+    }
+
+    /// What runs its attempts instead of its backend's runner.
+    #[inline]
+    pub(crate) fn runner(&self) -> Option<&Py<PyAny>> {
+        self.extras.as_ref()?.runner.as_ref()
+    }
+
+    /// When a collector planned it for; [`Instant::FAR`] for one of no collector.
+    #[inline]
+    pub(crate) fn planned(&self) -> Instant {
+        self.extras.as_ref().and_then(|extras| extras.planned).unwrap_or(Instant::FAR)
     }
 
     /// What it is known by.
+    #[inline]
     pub(crate) fn unique(&self) -> Option<&str> {
-        self.named.as_ref().map(|named| &*named.unique)
+        self.extras.as_ref()?.unique.as_deref()
     }
 
     /// Whether another submission has joined it.
+    #[inline]
     pub(crate) fn was_joined(&self) -> bool {
-        self.named.as_ref().is_some_and(|named| named.was_joined)
+        self.extras.as_ref().is_some_and(|extras| extras.was_joined)
     }
 
     /// One more submission is served by it.
     pub(crate) fn join(&mut self, joined: Joined) {
-        if let Some(named) = &mut self.named {
-            named.was_joined = true;
-            named.joined.push(joined);
-        }
+        let extras = self.extras_mut();
+        extras.was_joined = true;
+        extras.joined.push(joined);
     }
 
     /// All who listen.
     pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listener> {
-        let joined = self.named.iter().flat_map(|named| &named.joined).map(|(_, listener)| listener);
+        let joined = self.extras.iter().flat_map(|extras| &extras.joined).map(|(_, listener)| listener);
         std::iter::once(&self.listener).chain(joined).filter(|listener| !matches!(listener, Listener::Nobody))
     }
 
@@ -136,29 +163,30 @@ impl Pending {
             let first = std::mem::replace(&mut self.listener, Listener::Nobody);
             left.push((self.target.clone_ref(listener.py()), first));
         }
-        if let Some(named) = &mut self.named {
-            left.extend(named.joined.extract_if(.., |(_, joined)| joined.is(listener)));
+        if let Some(extras) = &mut self.extras {
+            left.extend(extras.joined.extract_if(.., |(_, joined)| joined.is(listener)));
         }
         left
     }
 
     pub(crate) fn note_failure(&mut self, backend: Py<PyString>, error: Py<PyAny>) {
-        self.failures.get_or_insert_default().push((backend, error));
+        self.extras_mut().failures.push((backend, error));
     }
 
     pub(crate) fn last_backend(&self, py: Python<'_>) -> Option<Py<PyString>> {
-        self.failures.as_ref()?.last().map(|(backend, _)| backend.clone_ref(py))
+        self.extras.as_ref()?.failures.last().map(|(backend, _)| backend.clone_ref(py))
     }
 
     pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.target)?;
-        visit.call(&self.runner)?;
         self.listener.traverse(visit)?;
-        for (target, listener) in self.named.iter().flat_map(|named| &named.joined) {
+        let Some(extras) = &self.extras else { return Ok(()) };
+        visit.call(&extras.runner)?;
+        for (target, listener) in &extras.joined {
             visit.call(target)?;
             listener.traverse(visit)?;
         }
-        self.failures.iter().flat_map(|failures| failures.iter()).try_for_each(|(_, error)| visit.call(error))
+        extras.failures.iter().try_for_each(|(_, error)| visit.call(error))
     }
 }
 
@@ -208,12 +236,9 @@ impl Conclusion {
     /// Tells all who listen; the times and attempts are those of the request, whoever joined it when. Runs Python code.
     pub(crate) fn tell(self, py: Python<'_>, ended_at: Instant) -> PyResult<()> {
         let Conclusion { mut pending, end, held, backend, attempts, waits, age } = self;
-        let planned = pending.planned;
-        let joined = pending.named.take().map_or_else(Vec::new, |named| named.joined);
-        let failures = match (&end, pending.failures) {
-            (End::Error(..), Some(failures)) => *failures,
-            _ => Vec::new(),
-        };
+        let planned = pending.planned();
+        let Extras { joined, failures, .. } = pending.extras.take().map_or_else(Extras::default, |extras| *extras);
+        let failures = if matches!(end, End::Error(..)) { failures } else { Vec::new() };
         let told = |(target, listener): Joined, end: End, failures: Vec<Failure>, backend: Option<Py<PyString>>| {
             let ended = end.as_counted();
             let result = match end {

@@ -91,7 +91,7 @@ impl Request {
         let Leased { lease, attempt, priority, deadline, .. } = *leased;
         (place.lease, place.attempt, place.priority, place.deadline) = (lease, attempt, priority, deadline);
         place.scopes.clone_from(&pending.scopes);
-        place.planned = pending.planned;
+        place.planned = pending.planned();
         Some((
             replaced(py, &mut place.target, &pending.target),
             replaced(py, &mut place.backend, backend),

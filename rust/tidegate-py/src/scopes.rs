@@ -10,9 +10,9 @@ use crate::error;
 /// A name and a value.
 type Pair = (Box<str>, Box<str>);
 
-/// Names and values; shared by all who hold them.
+/// Names and values; shared by all who hold them, in one word each.
 #[derive(Clone, Default)]
-pub(crate) struct Scopes(Option<Arc<[Pair]>>);
+pub(crate) struct Scopes(Option<Arc<Box<[Pair]>>>);
 
 impl Scopes {
     /// A mapping of texts, from a user.
@@ -31,11 +31,11 @@ impl Scopes {
             }
             pairs.push((name.into(), value.into()));
         }
-        Ok(Scopes((!pairs.is_empty()).then(|| pairs.into())))
+        Ok(Scopes((!pairs.is_empty()).then(|| Arc::new(pairs.into()))))
     }
 
     fn pairs(&self) -> &[Pair] {
-        self.0.as_deref().unwrap_or_default()
+        self.0.as_deref().map_or(&[], |pairs| pairs)
     }
 
     /// As the engine takes them.

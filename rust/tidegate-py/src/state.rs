@@ -341,7 +341,7 @@ impl State {
         let pending = self.pending[leased.request.slot() as usize].as_ref().expect("a leased request is pending");
         let backend = &self.backends[usize::from(leased.backend.0)];
         let (target, name, account) = (&pending.target, &backend.name, backend.accounts.get(leased.account as usize));
-        let runner = pending.runner.as_ref().unwrap_or(&backend.runner);
+        let runner = pending.runner().unwrap_or(&backend.runner);
         if let Some(last) = &place.request
             && let Some(old) = Request::renew(py, last, &leased, pending, name, runner, account)
         {
@@ -349,7 +349,7 @@ impl State {
         }
         let (target, backend, runner) = (target.clone_ref(py), name.clone_ref(py), runner.clone_ref(py));
         let account = account.map(|account| account.clone_ref(py));
-        let (scopes, planned) = (pending.scopes.clone(), pending.planned);
+        let (scopes, planned) = (pending.scopes.clone(), pending.planned());
         Next::New(Attempt { leased, target, backend, runner, account, scopes, planned }, place.request.take())
     }
 
