@@ -47,7 +47,7 @@ def test_refused_url_shows_no_secret():
     [
         ("method", ""), ("method", "GET /"), ("method", 7),
         ("max_redirects", -1), ("max_redirects", 1.5),
-        ("parse", "json"),
+        ("parse", "json"), ("client", 3),
         ("headers", "X-Key: 1"), ("headers", {"X-Key": "1\r\nX-Other: 2"}), ("headers", {"X-Key": 7}),
     ],
 )  # fmt: skip

@@ -149,6 +149,7 @@ class HttpBackend(Backend):
         **options: Any,
     ) -> None:
         _require_aiohttp()
+        _check_client(client)
         address = Address(url)
         if not isinstance(method, str) or not (method.isascii() and method.isalpha()):
             raise refused("method", method, "give a method as 'GET' or 'POST'")
@@ -328,6 +329,15 @@ def _require_aiohttp() -> None:
         import aiohttp  # noqa: F401
     except ImportError:
         raise refused("client", "aiohttp", "it is not installed: pip install 'aiohttp>=3.12'") from None
+
+
+def _check_client(client: object) -> None:
+    """Refuse what is no session of aiohttp, in a message that shows none of it."""
+    from aiohttp import ClientSession
+
+    if client is not None and not isinstance(client, ClientSession):
+        way_out = "give an aiohttp.ClientSession; to use another client, write a handler and see tidegate.clients"
+        raise refused("client", type(client).__name__, way_out)
 
 
 def _check_headers(headers: Headers, url: object) -> None:
