@@ -2,7 +2,7 @@
 
 import asyncio
 import heapq
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from itertools import count
 from typing import Protocol
 
@@ -75,11 +75,9 @@ class ManualClock(_core.ManualClock):
         """
         while True:
             await self._settle()
-            sleeper = self._next_sleeper()
-            if sleeper is None and all(scheduler.core.is_idle() for scheduler in self._driven):
+            if self._next_sleeper() is None and all(scheduler.core.is_idle() for scheduler in self._driven):
                 return
-            wakes = [sleeper, *(scheduler.core.next_wake_ns() for scheduler in self._driven)]
-            wake = min((wake for wake in wakes if wake is not None), default=None)
+            wake = self._first(scheduler.core.next_wake_ns() for scheduler in self._driven)
             if wake is None:
                 return
             self._move_to(wake)
@@ -94,9 +92,8 @@ class ManualClock(_core.ManualClock):
         end = self.time_ns() + _nanos(seconds_of("seconds", seconds))
         while True:
             await self._settle()
-            wakes = [self._next_sleeper(), *(scheduler.core.next_turn_ns() for scheduler in self._driven)]
-            wake = min((wake for wake in wakes if wake is not None), default=end)
-            if wake >= end:
+            wake = self._first(scheduler.core.next_turn_ns() for scheduler in self._driven)
+            if wake is None or wake >= end:
                 break
             self._move_to(wake)
             self._fire()
@@ -118,6 +115,10 @@ class ManualClock(_core.ManualClock):
         """Drive it no more; it does this itself when it is closed."""
         if scheduler in self._driven:
             self._driven.remove(scheduler)
+
+    def _first(self, wakes: Iterable[int | None]) -> int | None:
+        """The first of these instants and the next one at which somebody wakes; None when there is none."""
+        return min((wake for wake in (self._next_sleeper(), *wakes) if wake is not None), default=None)
 
     def _next_sleeper(self) -> int | None:
         """When somebody wakes; None when nobody sleeps."""

@@ -10,7 +10,13 @@ from weakref import ref
 from tidegate.clients._permit import Permit
 
 
-def release_at_end(body: Any, permit: Permit) -> None:
+def answered(response: Any, permit: Permit) -> None:
+    """Say that a response's headers arrived, and have its permit given back when its body has ended or was closed."""
+    permit.answered(response.status_code, response.headers)
+    _release_at_end(response.raw, permit)
+
+
+def _release_at_end(body: Any, permit: Permit) -> None:
     """Have the permit given back when the body gives its connection back or closes it, which happens by these two methods."""
     here = ref(body)  # no circle
 

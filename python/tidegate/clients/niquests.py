@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidegate import ConfigError, Priority
-from tidegate.clients._body import release_at_end
+from tidegate.clients._body import answered
 from tidegate.clients._missing import missing
 from tidegate.clients._permit import AsyncPermits, BlockingPermits, Source
 
@@ -80,8 +80,7 @@ class Adapter(HTTPAdapter):
         except BaseException as error:
             permit.release(error)
             raise
-        permit.answered(response.status_code, response.headers)  # type: ignore[arg-type] # it has one: it is not lazy
-        release_at_end(response.raw, permit)
+        answered(response, permit)
         return response
 
     def close(self) -> None:
@@ -132,8 +131,7 @@ class AsyncAdapter(AsyncHTTPAdapter):
         except BaseException as error:
             permit.release(error)
             raise
-        permit.answered(response.status_code, response.headers)  # type: ignore[arg-type] # it has one: it is not lazy
-        release_at_end(response.raw, permit)
+        answered(response, permit)
         return response
 
     async def close(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidegate import Priority
-from tidegate.clients._body import release_at_end
+from tidegate.clients._body import answered
 from tidegate.clients._missing import missing
 from tidegate.clients._permit import BlockingPermits, Source
 
@@ -108,8 +108,7 @@ class Adapter(HTTPAdapter):
         except BaseException as error:
             permit.release(error)
             raise
-        permit.answered(response.status_code, response.headers)
-        release_at_end(response.raw, permit)
+        answered(response, permit)
         return response
 
 

@@ -206,8 +206,9 @@ impl Core {
         }
     }
 
-    pub(crate) fn deliver(&self, py: Python<'_>, handle: Handle) -> PyResult<()> {
-        self.with(py, |state| state.engine.deliver(handle))
+    /// The consumer has had these values.
+    pub(crate) fn deliver(&self, py: Python<'_>, had: impl IntoIterator<Item = Handle>) -> PyResult<()> {
+        self.with(py, |state| had.into_iter().for_each(|handle| state.engine.deliver(handle)))
     }
 
     /// Places for up to `wanted` requests.

@@ -27,9 +27,21 @@ struct Queue {
     next: u64,
     /// Requests whose replies are to come. Below zero for a moment when one comes before its request is counted.
     outstanding: i64,
-    /// Those that the consumer has and has not come back from.
-    out: Vec<Handle>,
+    /// The one that the consumer has and has not come back from.
+    out: Option<Handle>,
+    /// The same, of those that it took at once. Apart, since a single one needs no memory.
+    batch: Vec<Handle>,
     waiter: Option<Py<PyAny>>,
+}
+
+/// What a consumer has had: the one, and those that it took at once.
+type Had = (Option<Handle>, Vec<Handle>);
+
+impl Queue {
+    /// Takes out what the consumer has come back from.
+    fn had(&mut self) -> Had {
+        (self.out.take(), std::mem::take(&mut self.batch))
+    }
 }
 
 /// The replies of one `map`, or of a collector.
@@ -47,8 +59,11 @@ impl Stream {
         act(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn deliver(&self, py: Python<'_>, had: Vec<Handle>) -> PyResult<()> {
-        had.into_iter().try_for_each(|had| self.core.get().deliver(py, had))
+    fn deliver(&self, py: Python<'_>, (one, batch): Had) -> PyResult<()> {
+        if one.is_none() && batch.is_empty() {
+            return Ok(());
+        }
+        self.core.get().deliver(py, one.into_iter().chain(batch))
     }
 
     /// So many more replies are to come.
@@ -98,9 +113,9 @@ impl Stream {
     /// The next reply, if one is there. Those before it count as delivered.
     fn pop(&self, py: Python<'_>) -> PyResult<Option<Py<Reply>>> {
         let (had, item) = self.with(|queue| {
-            let had = std::mem::take(&mut queue.out);
+            let had = queue.had();
             let item = queue.arrived.pop_front();
-            queue.out.extend(item.as_ref().and_then(|item| item.held));
+            queue.out = item.as_ref().and_then(|item| item.held);
             (had, item)
         });
         self.deliver(py, had)?;
@@ -112,8 +127,10 @@ impl Stream {
     fn pop_batch(&self, py: Python<'_>, most: usize) -> PyResult<Vec<Py<Reply>>> {
         let (had, items) = self.with(|queue| {
             let count = most.min(queue.arrived.len());
+            let had = queue.had();
             let items: Vec<Item> = queue.arrived.drain(..count).collect();
-            (std::mem::replace(&mut queue.out, items.iter().filter_map(|item| item.held).collect()), items)
+            queue.batch.extend(items.iter().filter_map(|item| item.held));
+            (had, items)
         });
         self.deliver(py, had)?;
         items.into_iter().map(|item| Py::new(py, self.reply(item))).collect()
@@ -140,7 +157,7 @@ impl Stream {
         let stream = slf.get();
         let (had, arrived, early, waiter, outstanding) = stream.with(|queue| {
             let (arrived, early) = (std::mem::take(&mut queue.arrived), std::mem::take(&mut queue.early));
-            (std::mem::take(&mut queue.out), arrived, early, queue.waiter.take(), queue.outstanding)
+            (queue.had(), arrived, early, queue.waiter.take(), queue.outstanding)
         });
         let mut unseen: Vec<Handle> = arrived.iter().chain(early.values()).filter_map(|item| item.held).collect();
         drop((arrived, early, waiter));
@@ -148,7 +165,8 @@ impl Stream {
         if accepted {
             stream.deliver(slf.py(), had)?;
         } else {
-            unseen.extend(had);
+            let (one, batch) = had;
+            unseen.extend(one.into_iter().chain(batch));
         }
         for handle in unseen {
             core.cancel(slf.py(), handle)?;

@@ -194,11 +194,6 @@ impl Collector {
         Ok(slot)
     }
 
-    /// The slot of the target with this key.
-    pub fn find(&self, key: u64) -> Option<u32> {
-        self.by_key.get(&key).copied()
-    }
-
     /// Takes a target out; false when there is none with this key. A poll of it that has begun goes on.
     pub fn remove(&mut self, key: u64) -> Option<u32> {
         let slot = self.by_key.remove(&key)?;
