@@ -60,7 +60,7 @@ async def test_one_that_is_removed_is_no_longer_preferred():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options, message",
     [
         ({"prefer": "c"}, "prefer='c': there is no such backend; there are a, b"),
         ({"prefer": 5}, "prefer=5: there is no such backend"),

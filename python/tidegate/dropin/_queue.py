@@ -14,6 +14,8 @@ from tidegate.dropin._clock import Now, now, stamp_of
 
 # Age in seconds from which on a request says that it has expired.
 EXPIRED_AFTER = 300.0
+# Tweets asked for at once.
+MAX_TWEETS = 100
 # Entries that left the heap out of turn, above which it is made anew; also when they are more than those that wait.
 MOST_STALE = 64
 
@@ -64,7 +66,7 @@ class ScheduledRequest:
 
 
 class Entry:
-    """A request that was accepted, until it has ended.
+    """A request that was accepted, until it has ended; a job of the engine.
 
     Attributes:
         retries: Its `retry_count` when it was handed to the engine.
@@ -73,9 +75,12 @@ class Entry:
         was_served: It has been counted as begun.
     """
 
-    __slots__ = ("_when_ended", "is_taken", "request", "retries", "since", "ticket", "was_served")
+    __slots__ = ("_queue", "_when_ended", "is_taken", "request", "retries", "since", "ticket", "was_served")
 
-    def __init__(self, request: ScheduledRequest, since: float) -> None:
+    max_tweets = MAX_TWEETS
+
+    def __init__(self, queue: "RequestQueue", request: ScheduledRequest, since: float) -> None:
+        self._queue = queue
         self.request = request
         self.since = since
         self.retries = 0
@@ -83,6 +88,25 @@ class Entry:
         self.is_taken = False
         self.was_served = False
         self._when_ended: Callable[[Entry], None] | None = None
+
+    @property
+    def target(self) -> Any:
+        """What to scrape."""
+        return self.request.target
+
+    @property
+    def can_retry(self) -> bool:
+        """Whether it may be tried again."""
+        return self.request.can_retry
+
+    def begin(self, attempt: int) -> None:
+        """An attempt of the engine begins."""
+        self.request.retry_count = self.retries + attempt - 1
+        self._queue._begin(self)  # noqa: SLF001 - two halves of one
+
+    def wait(self) -> None:
+        """It waits, once more."""
+        self._queue._wait(self)  # noqa: SLF001 - two halves of one
 
     @property
     def reply(self) -> tidegate.Reply:
@@ -155,7 +179,7 @@ class RequestQueue:
             return False
         self.stats["total_queued"] += 1
         self._targets[id(request.target)] += 1
-        self._accept(Entry(request, self._now()))
+        self._accept(Entry(self, request, self._now()))
         return True
 
     async def dequeue(self) -> ScheduledRequest | None:

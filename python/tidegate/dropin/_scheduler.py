@@ -3,47 +3,23 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from math import inf
 from typing import Any
 
-import tidegate
-from tidegate import (
-    BackendRateLimitedError,
-    BackendRejectedError,
-    BackendUnavailableError,
-    Limit,
-    Priority,
-    RequestCancelledError,
-    Retry,
-)
+from tidegate import RequestCancelledError
 from tidegate._quota import count_of
 from tidegate.dropin._balancer import LoadBalancer
-from tidegate.dropin._clock import now_by
+from tidegate.dropin._engine import Engine
 from tidegate.dropin._queue import Entry, RequestPriority, RequestQueue, ScheduledRequest
-from tidegate.dropin._quota import HOUR, MINUTE, UNKNOWN_RESPONSE, BackendQuota
+from tidegate.dropin._quota import BackendQuota
 from tidegate.testing import ManualClock
 
-# Requests a minute, an hour, and at once, of backends for which none are given.
-USUAL_QUOTAS = {"snscrape": (100, 3000, 10), "nitter": (30, 1000, 5)}
-OTHER_QUOTA = (20, 500, 3)
 # What a custom quota leaves out.
 CUSTOM_QUOTA = {"requests_per_minute": 30, "requests_per_hour": 1000, "concurrent_requests": 5}
-# Tweets asked for at once.
-MAX_TWEETS = 100
-# Attempts are quick to follow one another: who tests with a manager that fails waits for them.
-RETRY = Retry(attempts=4, base=0.02, cap=1.0, budget=1.0)
-# Of the engine: `max_size` is what bounds the queue.
-CAPACITY = 2**40
-# Seconds after which an attempt is given up.
-TIMEOUT = 300.0
-# Seconds until a backend that says it is not available is asked again.
-AVAILABLE_IN = 5.0
 # Results stored in one turn of a thread.
 BATCH = 64
-
-PRIORITIES = dict(zip(RequestPriority, Priority, strict=True))
 
 logger = logging.getLogger("tidegate")
 
@@ -106,7 +82,6 @@ class RateLimitScheduler:
         self.backend_manager = backend_manager
         self.storage = storage
         self.quotas: dict[str, BackendQuota] = quotas or {}
-        self._has_usual_quotas = not quotas
         self.request_queue = RequestQueue()
         self.load_balancer = LoadBalancer(self.quotas)
         self.stats: dict[str, Any] = {
@@ -117,16 +92,12 @@ class RateLimitScheduler:
             "start_time": None,
         }
         self._clock = clock
-        self._now = now_by(clock)
         self._running = False
         self._worker_tasks: list[asyncio.Task[None]] = []
-        self._engine = self._new_engine()
-        self._declared: dict[str, tuple[int, int, int]] = {}  # what the engine's backends were told
-        self._named: dict[str, Any] = {}  # the manager's own backends
+        self._engine = Engine(backend_manager, self.quotas, clock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._live: set[Entry] = set()
         self._ended: asyncio.Queue[Entry] = asyncio.Queue()
-        self._look_for_backends()
 
     async def schedule_request(
         self,
@@ -144,7 +115,7 @@ class RateLimitScheduler:
         Returns:
             Whether it was accepted; False, counted and logged, when the queue is full.
         """
-        request = ScheduledRequest(target, priority, self._now(), backend_preference=backend_preference)
+        request = ScheduledRequest(target, priority, self._engine.now(), backend_preference=backend_preference)
         return await self.request_queue.enqueue(request)
 
     async def start(self, num_workers: int = 3) -> None:
@@ -161,14 +132,11 @@ class RateLimitScheduler:
         if self._loop is not None:
             self._give_up_loop()
         self._running, self._loop = True, loop
-        self.stats["start_time"] = self._now()
+        self.stats["start_time"] = self._engine.now()
         self._ended = asyncio.Queue()
-        await self._engine.__aenter__()
-        self._look_for_backends()
-        for quota in self.quotas.values():
-            quota._serve(self._now, self._wait_of)  # noqa: SLF001 - as with the queue: one facade, in several modules
+        await self._engine.start()
         self._worker_tasks[:] = [loop.create_task(self._work(), name=f"tidegate-dropin-{n}") for n in range(num_workers)]
-        self.request_queue._attach(self._submit, self._now)  # noqa: SLF001
+        self.request_queue._attach(self._submit, self._engine.now)  # noqa: SLF001 - one facade, in several modules
 
     async def stop(self) -> None:
         """Stop serving. Running requests are cancelled, and wait with the others for the next start; results are stored."""
@@ -182,7 +150,7 @@ class RateLimitScheduler:
         for entry in list(self._live):
             if entry.ticket is not None:
                 entry.ticket.cancel()
-        await self._engine._leave()  # noqa: SLF001 - it is entered again
+        await self._engine.stop()
         await self._ended.join()
         for task in self._worker_tasks:
             task.cancel()
@@ -210,112 +178,14 @@ class RateLimitScheduler:
         state = "running" if self._running else "stopped"
         return f"<RateLimitScheduler [{', '.join(map(str, self.quotas))}]: {state}, {self.request_queue!r}>"
 
-    # ---- the engine's backends
-
-    def _new_engine(self) -> tidegate.RateLimitScheduler:
-        return tidegate.RateLimitScheduler(capacity=CAPACITY, retry=RETRY, clock=self._clock)
-
-    def _look_for_backends(self) -> None:
-        """Have a quota for each backend there is, and the engine know them all as they are now."""
-        if self._has_usual_quotas:
-            names = self.backend_manager.get_available_backends()
-            for name in names if isinstance(names, list | tuple | set) else ():
-                if name not in self.quotas:
-                    self.quotas[name] = BackendQuota(name, *USUAL_QUOTAS.get(name, OTHER_QUOTA))
-        own = getattr(self.backend_manager, "backends", None)
-        self._named = {backend.get_name(): backend for backend in own} if isinstance(own, list) else {}
-        for name in self._declared.keys() - self.quotas.keys():
-            del self._declared[name]
-            self._engine.remove_backend(name, drain=False)
-        for name, quota in self.quotas.items():
-            limits = (quota.requests_per_minute, quota.requests_per_hour, quota.concurrent_requests)
-            if self._declared.get(name) == limits:
-                continue
-            per_minute, per_hour, concurrency = limits
-            # Their kinds are named: a backend that says it is unavailable is no reason to think that it counts otherwise.
-            declared = tidegate.BackendQuota(
-                Limit(per_minute, MINUTE, kind="window"), Limit(per_hour, HOUR, kind="window"), concurrency=concurrency
-            )
-            if name in self._declared:
-                self._engine.set_quota(name, declared)
-            else:
-                self._engine.add_backend(tidegate.Backend(name, self._scrape, declared, timeout=TIMEOUT))
-            self._declared[name] = limits
-
-    def _wait_of(self, name: str) -> float:
-        """Seconds until the engine sends a backend one more."""
-        state = self._engine.snapshot().backends.get(name)
-        if state is None or state.state in ("open", "full"):  # the quota itself counts what runs
-            return 0.0
-        waits = [UNKNOWN_RESPONSE if limit.next_eligible_in is None else limit.next_eligible_in for limit in state.limits]
-        return max([0.0, state.next_eligible_in or 0.0, *waits])
-
-    # ---- the life of a request
-
     def _submit(self, entry: Entry) -> None:
-        """Hand a request to the engine."""
-        if not self._declared:
-            self._look_for_backends()
-            if not self._declared:
-                return  # it waits for the next start, or for a request that finds a backend
+        """Hand a request to the engine. Without any backend it waits for the next start."""
         request = entry.request
         entry.retries = request.retry_count
-        options: dict[str, Any] = {}
-        if request.priority is not RequestPriority.NORMAL:
-            options["priority"] = PRIORITIES[request.priority]
-        if request.backend_preference in self._declared:
-            options["prefer"] = request.backend_preference
-        ticket = self._engine.submit_nowait(entry, **options)
-        self._live.add(entry)
-        entry.follow(ticket, self._end)
-
-    async def _scrape(self, attempt: tidegate.Request) -> Any:
-        """One attempt: the handler of all backends."""
-        entry = attempt.target
-        if entry is None:
-            return None  # another backend's request was served here
-        assert isinstance(entry, Entry)
-        request, name = entry.request, attempt.backend
-        backend = self._named.get(name)
-        if backend is not None and not backend.is_available():
-            raise BackendRateLimitedError(f"{name} is not available", backend=name, retry_after=AVAILABLE_IN)
-        request.retry_count = entry.retries + attempt.attempt - 1
-        self.request_queue._begin(entry)  # noqa: SLF001
-        quota = self.quotas[name]
-        quota.record_request_start()
-        started_at = self._now()
-        try:
-            result = await _scraped(backend or self.backend_manager, request.target)
-            if not result.success:
-                raise BackendUnavailableError(f"{name}: {result.error_message}", backend=name)
-        except asyncio.CancelledError:
-            if self._running:  # it took too long
-                quota.record_request_end(False, self._now() - started_at)
-                self.request_queue._wait(entry)  # noqa: SLF001
-            else:
-                quota._end()  # noqa: SLF001
-            raise
-        except Exception as error:
-            quota.record_request_end(False, self._now() - started_at)
-            if not request.can_retry:
-                raise BackendRejectedError(str(error), backend=name) from error  # the last of them
-            self.request_queue._wait(entry)  # noqa: SLF001
-            raise
-        if backend is None:
-            quota = self._charged(quota, result)
-        quota.record_request_end(True, self._now() - started_at)
-        return result
-
-    def _charged(self, chosen: BackendQuota, result: Any) -> BackendQuota:
-        """The quota of the backend that has served a request, charged."""
-        used = getattr(result, "backend_used", None)
-        served = self.quotas.get(used) if isinstance(used, str) else None
-        if served is None or served is chosen:
-            return chosen
-        chosen._withdraw()  # noqa: SLF001
-        served.record_request_start()
-        self._engine.submit_nowait(None, backends=served.backend_name, priority=Priority.CRITICAL)
-        return served
+        ticket = self._engine.submit(entry, request.priority, request.backend_preference)
+        if ticket is not None:
+            self._live.add(entry)
+            entry.follow(ticket, self._end)
 
     def _end(self, entry: Entry) -> None:
         """The engine is done with a request."""
@@ -369,7 +239,7 @@ class RateLimitScheduler:
     def _succeed(self, entry: Entry) -> None:
         stats, reply = self.stats, entry.reply
         self.request_queue._end(entry)  # noqa: SLF001
-        entry.request.target.last_scraped = datetime.fromtimestamp(self._now(), UTC)
+        entry.request.target.last_scraped = datetime.fromtimestamp(self._engine.now(), UTC)
         stats["requests_processed"] += 1
         used = getattr(reply.value, "backend_used", None)
         stats["backends_used"][used if isinstance(used, str) else reply.backend] += 1
@@ -390,8 +260,6 @@ class RateLimitScheduler:
     def _rest(self) -> None:
         self._running, self._loop = False, None
         self._worker_tasks.clear()
-        for quota in self.quotas.values():
-            quota._rest()  # noqa: SLF001
 
     def _give_up_loop(self) -> None:
         """Its loop ended without a stop: what had not ended waits again. What its limits remember went with it."""
@@ -400,9 +268,7 @@ class RateLimitScheduler:
             entry.ticket = None
             self.request_queue._wait(entry)  # noqa: SLF001
         self._live.clear()
-        self._engine, self._declared = self._new_engine(), {}
-        for quota in self.quotas.values():
-            quota.active_requests = 0
+        self._engine.abandon()
         self._rest()
 
 
@@ -422,12 +288,6 @@ def create_rate_limit_scheduler(
         for name, figures in (custom_quotas or {}).items()
     }
     return RateLimitScheduler(backend_manager, storage, quotas or None)
-
-
-async def _scraped(source: Any, target: Any) -> Any:
-    is_search = target.target_type == "search"
-    scrape: Callable[..., Any] = source.scrape_search_tweets if is_search else source.scrape_user_tweets
-    return await scrape(target.value, max_tweets=MAX_TWEETS)
 
 
 def _tweets_of(entry: Entry) -> Any:
