@@ -74,10 +74,15 @@ class Engine:
         manager: The backend manager.
         quotas: By name of the backend; when empty, filled with all that the manager names.
         clock: For virtual time.
+
+    Attributes:
+        now: Its clock, in seconds since the Unix epoch.
+        guests: Each is called before it stops, and cancels what others than the owner have submitted.
     """
 
     def __init__(self, manager: Any, quotas: dict[str, BackendQuota], clock: ManualClock | None) -> None:
         self.now = now_by(clock)
+        self.guests: set[Callable[[], None]] = set()
         self._manager = manager
         self._quotas = quotas
         self._has_usual_quotas = not quotas
@@ -97,8 +102,10 @@ class Engine:
             quota._serve(self.now, self._wait_of)  # noqa: SLF001 - the quota's other half
 
     async def stop(self) -> None:
-        """Serve no more. All tickets must have been cancelled; what the limits remember stays."""
+        """Serve no more. Its owner has cancelled all that is pending; what the limits remember stays."""
         self._is_running = False
+        for cancel in list(self.guests):
+            cancel()
         await self._scheduler._leave()  # noqa: SLF001 - it is entered again
         self._rest()
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from math import inf
 from typing import Any
 
-from tidegate import RequestCancelledError
+from tidegate import ConfigError, RequestCancelledError
 from tidegate._quota import count_of
 from tidegate.dropin._balancer import LoadBalancer
 from tidegate.dropin._engine import Engine
@@ -177,6 +177,17 @@ class RateLimitScheduler:
     def __repr__(self) -> str:
         state = "running" if self._running else "stopped"
         return f"<RateLimitScheduler [{', '.join(map(str, self.quotas))}]: {state}, {self.request_queue!r}>"
+
+    def _running_engine(self) -> Engine:
+        """The engine, for who shares it.
+
+        Raises:
+            ConfigError: It does not run on this loop.
+        """
+        if not self._running or self._loop is not asyncio.get_running_loop():
+            msg = f"scheduler={self!r}: start() it first, on this loop"
+            raise ConfigError(msg, option="scheduler", value=self)
+        return self._engine
 
     def _submit(self, entry: Entry) -> None:
         """Hand a request to the engine. Without any backend it waits for the next start."""
