@@ -21,6 +21,7 @@ NEWLINE = "\n"  # f-strings take no backslash before Python 3.12
 # prefix; "_*" takes every module with an underscore that no other line names. `__init__` is the package itself.
 LAYERS = (
     ("programs", ("__main__", "_cli*", "_demo*")),
+    ("what is imported by its own name, on others of these", ("dropin", "dropin.*", "integrations", "integrations.*")),
     ("what is imported by its own name", ("backends", "backends.*", "clients", "clients.*", "sinks", "testing", "testing.*")),
     ("the public names", ("__init__",)),
     ("synchronous front", ("_run",)),
@@ -34,6 +35,7 @@ LAYERS = (
 # The only modules beside those above it that are allowed to know the shell.
 KNOW_THE_SHELL = (
     *("__init__", "_collector", "_run", "testing", "testing.*", "backends", "backends.*", "clients", "clients.*"),
+    *("dropin", "dropin.*", "integrations", "integrations.*"),
     *("__main__", "_cli*", "_demo*"),
 )
 

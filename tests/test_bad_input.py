@@ -159,7 +159,7 @@ async def test_unknown_option(entry, value):
     async with RateLimitScheduler([api()]) as scheduler:
         with pytest.raises(TypeError) as caught:
             await hand_in(entry, scheduler, prio=value)
-        names = "priority, timeout, cost, backends, flow, not_before, unique, scopes"
+        names = "priority, timeout, cost, backends, prefer, flow, not_before, unique, scopes"
         assert str(caught.value) == f"got an unexpected option 'prio'; a request has {names}"
         assert scheduler.ledger() == NOTHING
 

@@ -50,6 +50,7 @@ class PollOptions(TypedDict, total=False):
     timeout: float | timedelta | Callable[[object], float | timedelta | None] | None
     cost: int | Callable[[object], int]
     backends: Sequence[str] | str | Callable[[object], Sequence[str] | str | None] | None
+    prefer: str | Callable[[object], str | None] | None
     flow: str | Callable[[object], str | None] | None
     scopes: Mapping[str, str] | Callable[[object], Mapping[str, str] | None] | None
 

@@ -186,6 +186,7 @@ class Core:
         timeout: float | timedelta | object | None,
         cost: object,
         backends: object | None,
+        prefer: object | None = None,
         lasting: bool = False,
         /,
     ) -> Terms: ...

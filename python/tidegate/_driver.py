@@ -203,13 +203,23 @@ class Driver:
                 await self._workers.stop(grace)
             finally:
                 self._resolve_idle()
-                self._stopped = True
-                if self._timer is not None:
-                    self._timer.cancel()
-                if self._clock is not None:
-                    self._clock.detach(self)
-                for listener in list(self._listeners):
-                    listener(None)
+                self._end()
+
+    async def leave(self, grace: float) -> None:
+        """End on this loop, and leave the engine as it is for another driver: the workers go, and nothing may be pending."""
+        try:
+            await self._workers.stop(grace)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._clock is not None:
+            self._clock.detach(self)
+        for listener in list(self._listeners):
+            listener(None)
 
     def _pump_soon(self) -> None:
         if not self.loop.is_closed():  # a ticket is cancelled, a stream is freed after its end: nothing goes on any more

@@ -55,6 +55,7 @@ class RequestOptions(TypedDict, total=False):
         timeout: Seconds after which the request is worthless: it ends as expired, whatever it is doing.
         cost: Units that it takes of each limit.
         backends: Names of the backends that may serve it; None for all.
+        prefer: Name of the one that serves it whenever it is ready; the others do when it is not, or has just failed it.
         flow: Whom it is for, under `order=Fair(...)`: a text, such as the name of a tenant; None for the flow of all that
             name none. Other orders do not look at it.
         not_before: It does not go earlier, and waits in its queue as if it had come then: an instant of the loop's clock, as
@@ -72,6 +73,7 @@ class RequestOptions(TypedDict, total=False):
     timeout: float | timedelta | None
     cost: int
     backends: Sequence[str] | str | None
+    prefer: str | None
     flow: str | None
     not_before: float | timedelta | datetime | None
     unique: str | None
@@ -85,6 +87,7 @@ class BatchOptions(TypedDict, total=False):
     timeout: float | timedelta | Callable[[object], float | timedelta | None] | None
     cost: int | Callable[[object], int]
     backends: Sequence[str] | str | Callable[[object], Sequence[str] | str | None] | None
+    prefer: str | Callable[[object], str | None] | None
     flow: str | Callable[[object], str | None] | None
     not_before: float | timedelta | datetime | Callable[[object], float | timedelta | datetime | None] | None
     unique: str | Callable[[object], str | None] | None
@@ -366,7 +369,7 @@ class RateLimitScheduler:
         if backend not in list(self._backends):
             msg = f"backend={backend!r}: there is no such backend; there are {', '.join(self._backends)}"
             raise ConfigError(msg, option="backend", value=backend)
-        terms = self._core.terms(priority, timeout, cost, backend, True)
+        terms = self._core.terms(priority, timeout, cost, backend, None, True)
         if scopes is not None or self._backends.scopes:
             terms = self._core.own(terms, None, None, None, {} if scopes is None else scopes)
 
@@ -519,6 +522,19 @@ class RateLimitScheduler:
         finally:
             await self._backends.close()
 
+    async def _leave(self) -> None:
+        """Stop on this loop without an end: what the limits remember stays, and it may be entered again, on any loop.
+
+        For who has cancelled all that was pending.
+        """
+        driver = self._running()
+        await driver.wait_until_idle(None)
+        self._driver = None
+        try:
+            await driver.leave(GRACE)
+        finally:
+            await self._backends.close()
+
     def __repr__(self) -> str:
         ledger = self.ledger()
         state = "closed" if self._closed else "new" if self._driver is None else "running"
@@ -587,6 +603,7 @@ class RateLimitScheduler:
             options.get("timeout"),
             options.get("cost", 1),
             options.get("backends"),
+            options.get("prefer"),
         )
         if key is not None:
             if len(self._terms) == MOST_TERMS:  # what comes by the thousand, such as the time that is left, comes once

@@ -11,6 +11,8 @@ pub struct Candidate {
     pub weight: f64,
     /// The request's last attempt failed here.
     pub failed: bool,
+    /// The submitter wants it here.
+    pub preferred: bool,
 }
 
 impl Candidate {
@@ -19,12 +21,12 @@ impl Candidate {
     }
 }
 
-/// Picks one that did not just fail, then the least in flight by weight, then the one that was declared first.
+/// Picks one that did not just fail, then the preferred one, then the least in flight by weight, then the one that was declared first.
 pub fn choose(candidates: impl Iterator<Item = Candidate>) -> Option<u16> {
     candidates
         .reduce(|best, next| {
-            let better = (next.failed, next.load()) < (best.failed, best.load());
-            if better { next } else { best }
+            let order = |one: &Candidate| (one.failed, !one.preferred, one.load());
+            if order(&next) < order(&best) { next } else { best }
         })
         .map(|best| best.backend)
 }
@@ -34,7 +36,7 @@ mod tests {
     use super::*;
 
     fn candidate(backend: u16, in_flight: u32, weight: f64, failed: bool) -> Candidate {
-        Candidate { backend, in_flight, weight, failed }
+        Candidate { backend, in_flight, weight, failed, preferred: false }
     }
 
     #[test]
@@ -50,5 +52,12 @@ mod tests {
     fn the_backend_that_failed_is_avoided_but_not_refused() {
         assert_eq!(choose([candidate(0, 0, 1.0, true), candidate(1, 9, 1.0, false)].into_iter()), Some(1));
         assert_eq!(choose([candidate(0, 0, 1.0, true)].into_iter()), Some(0));
+    }
+
+    #[test]
+    fn the_preferred_backend_wins_over_load_but_not_over_a_failure() {
+        let wanted = |failed| Candidate { preferred: true, ..candidate(1, 9, 1.0, failed) };
+        assert_eq!(choose([candidate(0, 0, 1.0, false), wanted(false)].into_iter()), Some(1));
+        assert_eq!(choose([candidate(0, 0, 1.0, false), wanted(true)].into_iter()), Some(0));
     }
 }

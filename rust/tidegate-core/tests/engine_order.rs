@@ -77,8 +77,8 @@ struct Model {
     next_number: usize,
     shares: Shares,
     sites: Vec<Site>,
-    /// Backends, cost.
-    classes: Vec<(Vec<usize>, u32)>,
+    /// Backends, cost, the backend that is preferred.
+    classes: Vec<(Vec<usize>, u32, Option<usize>)>,
     requests: Vec<Request>,
     attempts: BTreeMap<u64, Attempt>,
     /// Extra messages that were let go since this was last emptied.
@@ -204,9 +204,11 @@ impl Model {
         let mut kept = BTreeSet::new();
         for index in waiting {
             let request = &self.requests[index];
-            let (backends, cost) = &self.classes[request.class];
-            let load =
-                |backend: usize| (request.avoid == Some(backend), self.in_flight(backend) as f64 / self.sites[backend].weight);
+            let (backends, cost, preferred) = &self.classes[request.class];
+            let load = |backend: usize| {
+                let load = self.in_flight(backend) as f64 / self.sites[backend].weight;
+                (request.avoid == Some(backend), *preferred != Some(backend), load)
+            };
             let mut best: Option<usize> = None;
             for &backend in backends {
                 let site = &self.sites[backend];
@@ -408,8 +410,11 @@ impl Pair {
             let chosen: Vec<usize> = (0..specs.len()).filter(|index| bits >> index & 1 == 1).collect();
             let named: Vec<_> = chosen.iter().map(|index| backends[*index]).collect();
             if let Ok(id) = engine.class(Instant::ORIGIN, &named, *cost) {
-                ids.push(id);
-                classes.push((chosen.into_iter().filter(|index| sites[*index].quota.capacity() >= *cost).collect(), *cost));
+                let fit: Vec<usize> = chosen.iter().copied().filter(|index| sites[*index].quota.capacity() >= *cost).collect();
+                for preferred in [None, chosen.last().copied()] {
+                    ids.push(preferred.map_or(id, |index| engine.preferring(id, backends[index])));
+                    classes.push((fit.clone(), *cost, preferred));
+                }
             }
         }
         let model = Model {
@@ -623,7 +628,7 @@ proptest! {
     #![proptest_config(cases(300))]
 
     /// The least request by (priority, order of acceptance) that has a ready backend goes first, to the ready backend that did
-    /// not just fail it and is used least, for any mix of classes, costs, limits, rejections, retries and cancels; what a more
+    /// not just fail it, is preferred, or is used least, for any mix of classes, costs, limits, rejections, retries and cancels; what a more
     /// urgent request waits for is kept for it; a message of a running attempt goes ahead of all.
     #[test]
     fn strict(specs in backends(), classes in classes(), ops in ops()) {

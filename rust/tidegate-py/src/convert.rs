@@ -152,16 +152,34 @@ pub(crate) fn chosen(known: &[(BackendId, String)], names: &Bound<'_, PyAny>) ->
     if listed.is_empty() {
         return Err(refuse("give at least one name, or None for all backends"));
     }
-    let place = |name: &Bound<'_, PyAny>| {
-        let text: Option<String> = name.extract().ok();
-        let found = text.and_then(|text| known.iter().find(|(_, known)| *known == text)).map(|(id, _)| *id);
-        found.ok_or_else(|| {
-            let names: Vec<&str> = known.iter().map(|(_, name)| name.as_str()).collect();
-            let way_out = format!("there is no such backend; there are {}", names.join(", "));
-            error::config("backends", name, &way_out)
-        })
-    };
-    listed.iter().map(place).collect()
+    listed.iter().map(|name| named(known, "backends", name)).collect()
+}
+
+/// The backend that a user prefers of those named, if any were.
+pub(crate) fn preferred(
+    known: &[(BackendId, String)],
+    chosen: Option<&[BackendId]>,
+    name: &Bound<'_, PyAny>,
+) -> PyResult<BackendId> {
+    let id = named(known, "prefer", name)?;
+    if chosen.is_some_and(|chosen| !chosen.contains(&id)) {
+        return Err(error::config(
+            "prefer",
+            name,
+            "it is not among the request's backends; name it there too, or leave one of the two out",
+        ));
+    }
+    Ok(id)
+}
+
+fn named(known: &[(BackendId, String)], option: &str, name: &Bound<'_, PyAny>) -> PyResult<BackendId> {
+    let text: Option<String> = name.extract().ok();
+    let found = text.and_then(|text| known.iter().find(|(_, known)| *known == text)).map(|(id, _)| *id);
+    found.ok_or_else(|| {
+        let names: Vec<&str> = known.iter().map(|(_, name)| name.as_str()).collect();
+        let way_out = format!("there is no such backend; there are {}", names.join(", "));
+        error::config(option, name, &way_out)
+    })
 }
 
 /// The outcome codes of `tidegate.Outcome`.

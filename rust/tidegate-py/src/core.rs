@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
-use std::thread::{self, ThreadId};
+use std::thread;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -42,8 +42,8 @@ pub(crate) struct Core {
     clock: Clock,
     room: Room,
     producer: Producer<Foreign>,
-    /// The loop's clock when the engine's stood at its origin, and the thread that owns the loop.
-    home: OnceLock<(f64, ThreadId)>,
+    /// The loop's clock when the engine's stood at its origin. It is the same for all loops: theirs is the monotonic one.
+    origin: OnceLock<f64>,
 }
 
 /// A `tidegate.Backend`.
@@ -98,12 +98,12 @@ impl Core {
     }
 
     pub(crate) fn loop_time(&self, at: Instant) -> f64 {
-        let origin = self.home.get().map_or(0.0, |(origin, _)| *origin);
+        let origin = self.origin.get().copied().unwrap_or_default();
         origin + seconds(at.since(Instant::ORIGIN))
     }
 
     fn at_loop_time(&self, time: f64) -> Instant {
-        let origin = self.home.get().map_or(0.0, |(origin, _)| *origin);
+        let origin = self.origin.get().copied().unwrap_or_default();
         Instant::ORIGIN + convert::span_or_none(time - origin)
     }
 
@@ -113,8 +113,8 @@ impl Core {
         let (out, wake) = {
             let mut state = self.lock()?;
             let out = act(&mut state);
-            let at_home = || self.home.get().is_none_or(|(_, owner)| *owner == thread::current().id());
-            let wake = state.pump_wanted().map(|wake| if at_home() { &wake.here } else { &wake.elsewhere }.clone_ref(py));
+            let at_home = |wake: &Wake| wake.owner == thread::current().id();
+            let wake = state.pump_wanted().map(|wake| if at_home(wake) { &wake.here } else { &wake.elsewhere }.clone_ref(py));
             (out, wake)
         };
         if let Some(wake) = wake {
@@ -352,7 +352,7 @@ impl Core {
         let engine = Engine::new(&Options { capacity, order: order.declared(), retry, seed }, clock.now());
         let room = engine.room().clone();
         let (producer, consumer) = ingress::ingress();
-        Core { state: Mutex::new(State::new(engine, consumer)), clock, room, producer, home: OnceLock::new() }
+        Core { state: Mutex::new(State::new(engine, consumer)), clock, room, producer, origin: OnceLock::new() }
     }
 
     /// Adds a `tidegate.Backend`, whose attempts `runner` runs.
@@ -397,18 +397,20 @@ impl Core {
     }
 
     /// Checks the options of a request. `lasting`: it is never retried, and no attempt timeout applies.
-    #[pyo3(signature = (priority, timeout, cost, backends, lasting=false, /))]
+    #[pyo3(signature = (priority, timeout, cost, backends, prefer=None, lasting=false, /))]
     fn terms(
         &self,
         priority: &Bound<'_, PyAny>,
         timeout: Option<&Bound<'_, PyAny>>,
         cost: &Bound<'_, PyAny>,
         backends: Option<&Bound<'_, PyAny>>,
+        prefer: Option<&Bound<'_, PyAny>>,
         lasting: bool,
     ) -> PyResult<Terms> {
         let py = priority.py();
         let known = self.known()?;
         let chosen = backends.map(|backends| convert::chosen(&known, backends)).transpose()?;
+        let prefer = prefer.map(|name| convert::preferred(&known, chosen.as_deref(), name)).transpose()?;
         let priority = convert::priority(priority)?;
         let timeout = timeout.map(convert::timeout).transpose()?;
         let cost = convert::cost(cost)?;
@@ -422,6 +424,10 @@ impl Core {
             let names: Vec<&str> = known.iter().filter(|(id, _)| is_meant(id)).map(|(_, name)| name.as_str()).collect();
             error::class(py, refused, &names.join(", "))
         })?;
+        let class = match prefer {
+            None => class,
+            Some(id) => self.lock()?.engine.preferring(class, id),
+        };
         let flags = Flags { lasting, ..Flags::default() };
         Ok(Terms {
             class,
@@ -464,12 +470,15 @@ impl Core {
         Ok(terms.get().unique.is_some() && self.lock()?.would_join(terms.get()))
     }
 
-    /// Says how to ask for a pump, on the loop's thread and on another, and how the loop's clock stands.
+    /// Says how to ask for a pump, on the loop's thread and on another, and how the loop's clock stands. A second time: on another loop.
     #[pyo3(signature = (here, elsewhere, loop_time, /))]
     fn open(&self, py: Python<'_>, here: Py<PyAny>, elsewhere: Py<PyAny>, loop_time: f64) -> PyResult<()> {
         let origin = loop_time - seconds(self.now().since(Instant::ORIGIN));
-        let _ = self.home.set((origin, thread::current().id()));
-        self.with(py, |state| state.wake = Some(Wake { here, elsewhere }))
+        let _ = self.origin.set(origin);
+        let wake = Wake { here, elsewhere, owner: thread::current().id() };
+        let before = self.with(py, |state| state.open(wake))?;
+        drop(before);
+        Ok(())
     }
 
     /// Accepts as many of the targets as there is room for, from the first, and returns a ticket for each.

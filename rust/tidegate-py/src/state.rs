@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::thread::ThreadId;
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -71,6 +72,8 @@ pub(crate) enum Next {
 pub(crate) struct Wake {
     pub(crate) here: Py<PyAny>,
     pub(crate) elsewhere: Py<PyAny>,
+    /// The loop's thread.
+    pub(crate) owner: ThreadId,
 }
 
 /// What an ended attempt leaves: a request to conclude, and an object that nobody wants.
@@ -155,6 +158,12 @@ impl State {
             idle_watched: false,
             room_watched: false,
         }
+    }
+
+    /// Asks this loop for its pumps from now on. What was asked of the one before, which is returned, may never come.
+    pub(crate) fn open(&mut self, wake: Wake) -> Option<Wake> {
+        (self.pump_due, self.timer_at) = (false, Instant::FAR);
+        self.wake.replace(wake)
     }
 
     /// The wake-up to call, when a pump has become due and none is on its way.
@@ -544,7 +553,7 @@ impl State {
             accounts.iter().try_for_each(|account| visit.call(account))?;
         }
         self.workers.iter().try_for_each(|worker| visit.call(&worker.request))?;
-        if let Some(Wake { here, elsewhere }) = &self.wake {
+        if let Some(Wake { here, elsewhere, .. }) = &self.wake {
             visit.call(here)?;
             visit.call(elsewhere)?;
         }

@@ -126,7 +126,7 @@ impl Engine {
 
     /// Of several backends, and their accounts that take the head in `slot` now, the one that it goes to.
     fn choose(&mut self, now: Instant, class: u32, slot: u32) -> Option<(u16, u32)> {
-        let set = self.classes[class as usize].set;
+        let &Waiting { set, preferred, .. } = &self.classes[class as usize];
         self.found.clear();
         for index in 0..self.sets[set as usize].backends.len() {
             let id = self.sets[set as usize].backends[index];
@@ -140,7 +140,13 @@ impl Engine {
         let avoid = self.requests.history(slot).and_then(|history| history.avoid);
         let candidates = self.found.iter().map(|&(id, _)| {
             let backend = &self.backends[usize::from(id)];
-            Candidate { backend: id, in_flight: backend.in_flight, weight: backend.weight, failed: avoid == Some(id) }
+            Candidate {
+                backend: id,
+                in_flight: backend.in_flight,
+                weight: backend.weight,
+                failed: avoid == Some(id),
+                preferred: preferred == Some(id),
+            }
         });
         let chosen = route::choose(candidates)?;
         self.found.iter().find(|(id, _)| *id == chosen).copied()

@@ -33,7 +33,7 @@ pub(super) struct Named {
     /// [`ANY`] has no list: it is all backends, those included that are added later.
     lists: Vec<Box<[u16]>>,
     ids: HashMap<Box<[u16]>, u32>,
-    classes: HashMap<(u32, u32), ClassId>,
+    classes: HashMap<(u32, Option<u16>, u32), ClassId>,
     sets: HashMap<Box<[u16]>, u32>,
     free_sets: Vec<u32>,
 }
@@ -75,16 +75,29 @@ impl Engine {
                 Some(largest) => ClassError::CostExceedsBurst { cost, largest },
             });
         }
-        if let Some(&class) = self.named.classes.get(&(named, cost)) {
+        if let Some(&class) = self.named.classes.get(&(named, None, cost)) {
             return Ok(class);
         }
         let set = self.set(now, fit);
+        Ok(self.lasting_class(set, named, None, cost))
+    }
+
+    /// The class of requests like those of `class` that go to `backend` whenever it is ready, and their last attempt did not fail there.
+    pub fn preferring(&mut self, class: ClassId, backend: BackendId) -> ClassId {
+        let &Waiting { set, named, cost, .. } = &self.classes[class.0 as usize];
+        let known = self.named.classes.get(&(named, Some(backend.0), cost)).copied();
+        known.unwrap_or_else(|| self.lasting_class(set, named, Some(backend.0), cost))
+    }
+
+    /// A class that exists as long as the engine.
+    fn lasting_class(&mut self, set: u32, named: u32, preferred: Option<u16>, cost: u32) -> ClassId {
         self.sets[set as usize].classes += 1;
         let queue = Class::new(self.requests.rule());
-        self.classes.push(Waiting { queue, set, named, cost, flow: NO_FLOW, pending: 0, transient: false, scoped: None });
-        let class = ClassId((self.classes.len() - 1) as u32);
-        self.named.classes.insert((named, cost), class);
-        Ok(class)
+        let class = ClassId(self.classes.len() as u32);
+        let (flow, pending, transient, scoped) = (NO_FLOW, 0, false, None);
+        self.classes.push(Waiting { queue, set, named, preferred, cost, flow, pending, transient, scoped });
+        self.named.classes.insert((named, preferred, cost), class);
+        class
     }
 
     fn named_backends(&self, named: u32) -> impl Iterator<Item = u16> + '_ {

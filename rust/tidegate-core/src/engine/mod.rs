@@ -76,7 +76,7 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BackendId(pub u16);
 
-/// An interned (set of eligible backends, cost).
+/// An interned (set of eligible backends, the one of them that is preferred, cost).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClassId(u32);
 
@@ -151,6 +151,8 @@ struct Waiting {
     set: u32,
     /// Which backends it may go to, as declared.
     named: u32,
+    /// Which of them it goes to when that one is ready.
+    preferred: Option<u16>,
     cost: u32,
     /// Whose it is, under the fair order: then it exists as long as it has requests that have not ended.
     flow: u32,

@@ -192,10 +192,10 @@ impl Engine {
         for &[_, value] in key[2..].as_chunks::<2>().0 {
             self.scopes.values.keep(value);
         }
-        let &Waiting { set, named, cost, .. } = &self.classes[class as usize];
+        let &Waiting { set, named, preferred, cost, .. } = &self.classes[class as usize];
         let scoped = Some(Box::new(Scoped { key: key.into(), ..Scoped::default() }));
         let queue = Class::new(self.requests.rule());
-        let own = self.add_class(Waiting { queue, set, named, cost, flow, pending: 0, transient: true, scoped });
+        let own = self.add_class(Waiting { queue, set, named, preferred, cost, flow, pending: 0, transient: true, scoped });
         if let Some(flows) = &mut self.flows {
             flows.open(flow, cost, own);
         }

@@ -27,12 +27,17 @@ impl Engine {
 
     fn class_of_flow(&mut self, class: u32, flow: &str) -> u32 {
         let Some(flows) = &mut self.flows else { return class };
-        let &Waiting { set, named, cost, .. } = &self.classes[class as usize];
+        let &Waiting { set, named, preferred, cost, .. } = &self.classes[class as usize];
         let flow = flows.flow(flow, set, &self.sets[set as usize].backends);
-        let known = flows.queue(flow, cost);
+        let is_like = |&other: &u32| {
+            let other = &self.classes[other as usize];
+            (other.named, other.preferred) == (named, preferred)
+        };
+        let known = flows.queues(flow, cost).find(is_like);
         known.unwrap_or_else(|| {
             let queue = Class::default();
-            let own = self.add_class(Waiting { queue, set, named, cost, flow, pending: 0, transient: true, scoped: None });
+            let own =
+                self.add_class(Waiting { queue, set, named, preferred, cost, flow, pending: 0, transient: true, scoped: None });
             if let Some(flows) = &mut self.flows {
                 flows.open(flow, cost, own);
             }

@@ -133,9 +133,9 @@ impl Flows {
         self.flows[flow as usize].as_ref().expect("a flow with a queue is known")
     }
 
-    /// A queue of a flow for requests of this cost.
-    pub fn queue(&self, flow: u32, cost: u32) -> Option<u32> {
-        self.get(flow).queues.range((cost, 0)..=(cost, u32::MAX)).next().map(|(_, queue)| *queue)
+    /// The queues of a flow for requests of this cost.
+    pub fn queues(&self, flow: u32, cost: u32) -> impl Iterator<Item = u32> + '_ {
+        self.get(flow).queues.range((cost, 0)..=(cost, u32::MAX)).map(|(_, queue)| *queue)
     }
 
     /// The queues of a flow for requests that cost more than one.
@@ -290,7 +290,7 @@ mod tests {
         }
         assert!((MOST_AWAY..3 * MOST_AWAY).contains(&most), "{most}");
         assert_eq!(flows.ids.len(), flows.away + 1);
-        assert_eq!(flows.queue(waiting, 1), Some(8));
+        assert_eq!(flows.queues(waiting, 1).next(), Some(8));
     }
 
     #[test]

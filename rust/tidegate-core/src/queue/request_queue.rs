@@ -224,7 +224,7 @@ impl RequestQueue {
     fn class_of(&mut self, name: &str) -> u32 {
         let Some(fair) = &mut self.fair else { return 0 };
         let flow = fair.flows.flow(name, 0, &[LANE]);
-        if let Some(class) = fair.flows.queue(flow, COST) {
+        if let Some(class) = fair.flows.queues(flow, COST).next() {
             return class;
         }
         let class = self.idle.pop().unwrap_or_else(|| {
