@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -184,6 +185,31 @@ def mock_manager(mock=Mock, *, result=None, names=("snscrape", "nitter")):
 def plenty(dropin, *names):
     """Quotas that no test reaches, by name."""
     return {name: dropin.BackendQuota(name, *PLENTY) for name in names or ("snscrape", "nitter")}
+
+
+class Collecting:
+    """A collector in virtual time, and the instants at which each of its targets is asked for. `work` are seconds."""
+
+    def __init__(self, virtual, targets, interval, *, work=0.0, quotas=None):
+        self.clock, self.work = virtual.clock, work
+        self.instants = defaultdict(list)
+        manager = Manager(self.answer, names=["snscrape"])
+        self.scheduler = virtual.scheduler(manager, InsertBatch(), quotas or plenty(virtual.dropin, "snscrape"))
+        self.collector = virtual.dropin.ContinuousCollector(self.scheduler, targets, interval)
+
+    async def answer(self, kind, value):
+        self.instants[value].append(self.clock.time())
+        if self.work:
+            await self.clock.sleep(self.work)
+        return Result()
+
+    async def start(self):
+        await self.scheduler.start(num_workers=20)
+        await self.collector.start()
+
+    async def stop(self):
+        await self.collector.stop()
+        await self.scheduler.stop()
 
 
 async def until(condition: Callable[[], object], seconds: float = 30):

@@ -1,0 +1,172 @@
+"""Starting and stopping: often, on several loops, and several schedulers on one."""
+
+import asyncio
+
+import pytest
+from tests.dropin.caller import InsertBatch, Manager, plenty, until_processed, user, users
+
+
+def scheduler_of(dropin):
+    return dropin.RateLimitScheduler(Manager(), InsertBatch(), plenty(dropin))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+async def test_as_many_tasks_as_workers(dropin, quiet, count):
+    scheduler = scheduler_of(dropin)
+    await scheduler.start(num_workers=count)
+    assert scheduler._running is True
+    assert isinstance(scheduler._worker_tasks, list)
+    assert len(scheduler._worker_tasks) == count
+    await scheduler.stop()
+    assert scheduler._running is False
+    assert scheduler._worker_tasks == []
+
+
+async def test_three_workers_by_default(dropin, quiet):
+    scheduler = scheduler_of(dropin)
+    await scheduler.start()
+    assert len(scheduler._worker_tasks) == 3
+    await scheduler.stop()
+
+
+async def test_it_starts_and_stops_many_times(dropin, quiet):
+    scheduler = scheduler_of(dropin)
+    for turn in range(1, 21):
+        await scheduler.start(num_workers=turn % 4 + 1)
+        assert len(scheduler._worker_tasks) == turn % 4 + 1
+        for target in users(3):
+            assert await scheduler.schedule_request(target)
+        await until_processed(scheduler, 3 * turn)
+        await scheduler.stop()
+        assert scheduler._worker_tasks == []
+    assert scheduler.stats["requests_processed"] == len(scheduler.storage.rows) == 60
+    assert len(asyncio.all_tasks()) <= 2
+
+
+async def test_stopping_at_once(dropin, quiet):
+    scheduler = scheduler_of(dropin)
+    for _ in range(10):
+        await scheduler.start()
+        await scheduler.stop()
+    assert not scheduler._running
+    await scheduler.schedule_request(user())
+    await scheduler.start()
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+
+
+async def test_starting_twice(dropin, quiet):
+    scheduler = scheduler_of(dropin)
+    await scheduler.start(num_workers=2)
+    await scheduler.start(num_workers=2)
+    assert len(scheduler._worker_tasks) == 2
+    await scheduler.schedule_request(user())
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+    assert scheduler._worker_tasks == []
+    assert scheduler.backend_manager.asked == ["ada"]
+
+
+async def test_stopping_twice_and_before_the_start(dropin, quiet):
+    scheduler = scheduler_of(dropin)
+    await scheduler.stop()
+    await scheduler.start()
+    await scheduler.stop()
+    await scheduler.stop()
+    assert scheduler._running is False
+
+
+async def test_scheduled_before_the_start_and_between(dropin, quiet):
+    scheduler = scheduler_of(dropin)
+    assert await scheduler.schedule_request(user("before"))
+    await scheduler.start()
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+    assert await scheduler.schedule_request(user("between"))
+    assert await scheduler.request_queue.size() == 1
+    await scheduler.start()
+    await until_processed(scheduler, 2)
+    await scheduler.stop()
+    assert scheduler.backend_manager.asked == ["before", "between"]
+
+
+async def test_nothing_is_served_when_stopped(dropin, quiet):
+    scheduler = scheduler_of(dropin)
+    await scheduler.start()
+    await scheduler.stop()
+    await scheduler.schedule_request(user())
+    await asyncio.sleep(0.15)
+    assert scheduler.backend_manager.calls == []
+    assert await scheduler.request_queue.size() == 1
+
+
+def test_one_loop_after_the_other(dropin):
+    scheduler = scheduler_of(dropin)
+
+    async def serve(target):
+        await scheduler.start()
+        assert await scheduler.schedule_request(target)
+        await until_processed(scheduler, len(seen) + 1)
+        await scheduler.stop()
+
+    seen = []
+    for target in users(5):
+        asyncio.run(serve(target))
+        seen.append(target)
+    assert scheduler.backend_manager.asked == [target.value for target in seen]
+
+
+def test_made_and_filled_on_another_loop(dropin):
+    async def fill():
+        scheduler = scheduler_of(dropin)
+        for target in users(10):
+            assert await scheduler.schedule_request(target)
+        return scheduler
+
+    async def serve(scheduler):
+        assert await scheduler.request_queue.size() == 10
+        await scheduler.start()
+        await until_processed(scheduler, 10)
+        await scheduler.stop()
+
+    scheduler = asyncio.run(fill())
+    asyncio.run(serve(scheduler))
+    assert len(scheduler.storage.rows) == 10
+
+
+async def test_several_on_one_loop(dropin, quiet):
+    schedulers = [scheduler_of(dropin) for _ in range(5)]
+    for scheduler in schedulers:
+        await scheduler.start()
+    for turn in range(10):
+        for number, scheduler in enumerate(schedulers):
+            await scheduler.schedule_request(user(f"user {turn} of {number}"))
+    for scheduler in schedulers:
+        await until_processed(scheduler, 10)
+    for number, scheduler in enumerate(schedulers):
+        await scheduler.stop()
+        assert sorted(scheduler.backend_manager.asked) == sorted(f"user {turn} of {number}" for turn in range(10))
+        assert all(not other._running for other in schedulers[: number + 1])
+        assert all(other._running for other in schedulers[number + 1 :])
+
+
+async def test_several_with_one_manager_and_storage(dropin, quiet):
+    manager, storage = Manager(), InsertBatch()
+    schedulers = [dropin.RateLimitScheduler(manager, storage, plenty(dropin)) for _ in range(3)]
+    await asyncio.gather(*(scheduler.start() for scheduler in schedulers))
+    for scheduler in schedulers:
+        for target in users(5):
+            await scheduler.schedule_request(target)
+    await asyncio.gather(*(until_processed(scheduler, 5) for scheduler in schedulers))
+    await asyncio.gather(*(scheduler.stop() for scheduler in schedulers))
+    assert len(manager.calls) == len(storage.rows) == 15
+
+
+async def test_scheduling_from_many_tasks(dropin, quiet):
+    scheduler = scheduler_of(dropin)
+    await scheduler.start()
+    accepted = await asyncio.gather(*(scheduler.schedule_request(target) for target in users(100)))
+    assert accepted == [True] * 100
+    await until_processed(scheduler, 100)
+    await scheduler.stop()
+    assert len(set(scheduler.backend_manager.asked)) == 100
