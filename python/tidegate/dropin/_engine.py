@@ -76,6 +76,7 @@ class Engine:
         clock: For virtual time.
 
     Attributes:
+        manager: As given; it may be replaced.
         now: Its clock, in seconds since the Unix epoch.
         guests: Each is called before it stops, and cancels what others than the owner have submitted.
     """
@@ -83,7 +84,7 @@ class Engine:
     def __init__(self, manager: Any, quotas: dict[str, BackendQuota], clock: ManualClock | None) -> None:
         self.now = now_by(clock)
         self.guests: set[Callable[[], None]] = set()
-        self._manager = manager
+        self.manager = manager
         self._quotas = quotas
         self._has_usual_quotas = not quotas
         self._clock = clock
@@ -133,11 +134,11 @@ class Engine:
     def look_for_backends(self) -> None:
         """Have a quota for each backend there is, and the scheduler know them all as they are now."""
         if self._has_usual_quotas:
-            names = self._manager.get_available_backends()
+            names = self.manager.get_available_backends()
             for name in names if isinstance(names, list | tuple | set) else ():
                 if name not in self._quotas:
                     self._quotas[name] = BackendQuota(name, *USUAL_QUOTAS.get(name, OTHER_QUOTA))
-        own = getattr(self._manager, "backends", None)
+        own = getattr(self.manager, "backends", None)
         self._named = {backend.get_name(): backend for backend in own} if isinstance(own, list) else {}
         for name in self._declared.keys() - self._quotas.keys():
             del self._declared[name]
@@ -186,7 +187,7 @@ class Engine:
         quota.record_request_start()
         started_at = self.now()
         try:
-            result = await _scrape(backend or self._manager, job)
+            result = await _scrape(backend or self.manager, job)
             if not result.success:
                 raise ResultError(name, result)
         except asyncio.CancelledError:

@@ -79,7 +79,6 @@ class RateLimitScheduler:
         *,
         clock: ManualClock | None = None,
     ) -> None:
-        self.backend_manager = backend_manager
         self.storage = storage
         self.quotas: dict[str, BackendQuota] = quotas or {}
         self.request_queue = RequestQueue()
@@ -98,6 +97,16 @@ class RateLimitScheduler:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._live: set[Entry] = set()
         self._ended: asyncio.Queue[Entry] = asyncio.Queue()
+
+    @property
+    def backend_manager(self) -> Any:
+        """The backend manager."""
+        return self._engine.manager
+
+    @backend_manager.setter
+    def backend_manager(self, manager: Any) -> None:
+        self._engine.manager = manager
+        self._engine.look_for_backends()
 
     async def schedule_request(
         self,
