@@ -11,6 +11,8 @@
 pub mod collector;
 pub mod engine;
 pub mod feasibility;
+pub mod health;
+pub mod latency;
 pub mod ledger;
 pub mod limit;
 pub mod limiter;

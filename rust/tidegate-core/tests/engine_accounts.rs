@@ -8,8 +8,8 @@ use tidegate_core::engine::{Answer, BackendId, BackendSpec, BackendState, ClassI
 use tidegate_core::limit::{Eligible, Limit, Margin, Quota};
 use tidegate_core::time::{Instant, Span};
 
-const OK: Answer = Answer { status: Some(200), retry_after: None };
-const REJECTED: Answer = Answer { status: Some(429), retry_after: None };
+const OK: Answer = Answer { status: Some(200), retry_after: None, is_local: false };
+const REJECTED: Answer = Answer { status: Some(429), retry_after: None, is_local: false };
 
 fn window(amount: u32, seconds: u64) -> Limit {
     Limit::window(amount, Span::from_secs(seconds)).unwrap()

@@ -12,7 +12,7 @@ use tidegate_core::engine::{
 use tidegate_core::limit::Limit;
 use tidegate_core::time::{Instant, Span};
 
-const OK: Answer = Answer { status: Some(200), retry_after: None };
+const OK: Answer = Answer { status: Some(200), retry_after: None, is_local: false };
 
 fn window(amount: u32, seconds: u64) -> Limit {
     Limit::window(amount, Span::from_secs(seconds)).unwrap()
@@ -274,7 +274,7 @@ proptest! {
                         2 => (Outcome::Failed, 500),
                         _ => (Outcome::Limited, 429),
                     };
-                    let finished = engine.finish(now, leased.lease, outcome, Answer { status: Some(status), retry_after: None }, false);
+                    let finished = engine.finish(now, leased.lease, outcome, Answer { status: Some(status), retry_after: None, is_local: false }, false);
                     if matches!(finished, Finished::Done { .. } | Finished::Dead { .. }) {
                         *requests.get_mut(&leased.request).unwrap() += 1;
                     }

@@ -540,7 +540,7 @@ impl Run {
 
     /// Lets everything come to its end, with handlers that succeed and time that only moves to the next wake-up.
     fn finish_all(&mut self) -> Result<(), TestCaseError> {
-        let success = Answer { status: Some(200), retry_after: None };
+        let success = Answer { status: Some(200), retry_after: None, is_local: false };
         for _ in 0..10_000 {
             self.engine.tick(self.now);
             self.drain()?;
@@ -588,7 +588,7 @@ fn op() -> impl Strategy<Value = Op> {
     let status =
         prop_oneof![3 => Just(None), 3 => Just(Some(200)), 1 => Just(Some(429)), 1 => Just(Some(503)), 1 => Just(Some(500))];
     let answer = (status, retry_after())
-        .prop_map(|(status, retry_after)| Answer { status, retry_after: retry_after.map(Span::from_nanos) })
+        .prop_map(|(status, retry_after)| Answer { status, retry_after: retry_after.map(Span::from_nanos), is_local: false })
         .boxed();
     let outcome = || prop_oneof![4 => Just(Outcome::Ok), 2 => Just(Outcome::Limited), 3 => Just(Outcome::Failed), 1 => Just(Outcome::Neutral)];
     let flags = (prop::bool::weighted(0.4), prop::bool::weighted(0.2), prop::bool::weighted(0.2))

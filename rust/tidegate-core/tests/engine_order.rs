@@ -509,7 +509,7 @@ impl Pair {
             }
             Op::Ack(index, status) => {
                 let Some(lease) = self.attempt(*index) else { return Ok(()) };
-                self.engine.ack(now, lease, Answer { status: *status, retry_after: None });
+                self.engine.ack(now, lease, Answer { status: *status, retry_after: None, is_local: false });
                 self.model.answered(now, lease, (*status == Some(429)).then_some(None));
             }
             Op::Recharge(index, cost) => {
@@ -550,8 +550,8 @@ impl Pair {
                 let Some(lease) = self.attempt(*index) else { return Ok(()) };
                 let (outcome, answer) = match end {
                     End::Ok => (Outcome::Ok, Answer::default()),
-                    End::Limited(retry_after) => (Outcome::Limited, Answer { status: None, retry_after: *retry_after }),
-                    End::Failed(status) => (Outcome::Failed, Answer { status: *status, retry_after: None }),
+                    End::Limited(retry_after) => (Outcome::Limited, Answer { status: None, retry_after: *retry_after, is_local: false }),
+                    End::Failed(status) => (Outcome::Failed, Answer { status: *status, retry_after: None, is_local: false }),
                     End::Unsent => (Outcome::Failed, Answer::default()),
                 };
                 let given_up = self.model.attempts[&lease.to_bits()].request.is_none();

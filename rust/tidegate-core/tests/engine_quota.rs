@@ -15,9 +15,9 @@ use tidegate_core::engine::{LeaseId, Leased, Outcome, Recharge, Stage, Submissio
 use tidegate_core::limit::{Anchor, Kind, Limit, Step};
 use tidegate_core::time::{Instant, Span};
 
-const ACCEPTED: Answer = Answer { status: Some(200), retry_after: None };
-const REJECTED: Answer = Answer { status: Some(429), retry_after: None };
-const FAILED: Answer = Answer { status: Some(500), retry_after: None };
+const ACCEPTED: Answer = Answer { status: Some(200), retry_after: None, is_local: false };
+const REJECTED: Answer = Answer { status: Some(429), retry_after: None, is_local: false };
+const FAILED: Answer = Answer { status: Some(500), retry_after: None, is_local: false };
 
 // ---------------------------------------------------------------------------------------------------------------------
 // An event loop in virtual time. It looks at the engine when something of its own happens and at the engine's next wake-up.

@@ -14,8 +14,8 @@ use tidegate_core::limit::{Limit, Margin};
 use tidegate_core::queue::Order;
 use tidegate_core::time::{Instant, Span};
 
-const OK: Answer = Answer { status: Some(200), retry_after: None };
-const REJECTED: Answer = Answer { status: Some(429), retry_after: None };
+const OK: Answer = Answer { status: Some(200), retry_after: None, is_local: false };
+const REJECTED: Answer = Answer { status: Some(429), retry_after: None, is_local: false };
 
 fn window(amount: u32, seconds: u64) -> Limit {
     Limit::window(amount, Span::from_secs(seconds)).unwrap()

@@ -19,7 +19,7 @@ fn actions(engine: &mut Engine) -> Vec<Action> {
 }
 
 fn fail(engine: &mut Engine, now: Instant, leased: &Leased) -> Finished {
-    engine.finish(now, leased.lease, Outcome::Failed, Answer { status: Some(500), retry_after: None }, false)
+    engine.finish(now, leased.lease, Outcome::Failed, Answer { status: Some(500), retry_after: None, is_local: false }, false)
 }
 
 /// Timers fire at their instant or a fraction of a tick later.
@@ -274,7 +274,7 @@ fn an_attempt_after_a_rejection_pays_for_no_retry() {
     assert_eq!((leased.backend, leased.attempt), (failing, 12));
     fail(&mut engine, at(0), &leased);
     for round in 1..5 {
-        let answer = Answer { status: Some(429), retry_after: Some(Span::ZERO) };
+        let answer = Answer { status: Some(429), retry_after: Some(Span::ZERO), is_local: false };
         engine.finish(at(round), rejected.lease, Outcome::Limited, answer, false);
         rejected = engine.take(at(round + 1)).unwrap();
         assert_eq!(rejected.backend, rejecting);

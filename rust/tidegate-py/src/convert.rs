@@ -213,7 +213,7 @@ pub(crate) fn answer(status: Option<u16>, headers: Option<&Bound<'_, PyAny>>, re
     let may_tell = matches!(status, None | Some(429 | 503));
     let told = || if may_tell { told(headers) } else { None };
     let clamp = |span: Span| span.min(retry_after::MAX_RETRY_AFTER);
-    Answer { status, retry_after: retry_after.and_then(span).map(clamp).or_else(told) }
+    Answer { status, retry_after: retry_after.and_then(span).map(clamp).or_else(told), is_local: false }
 }
 
 fn told(headers: Option<&Bound<'_, PyAny>>) -> Option<Span> {

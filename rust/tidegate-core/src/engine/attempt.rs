@@ -6,6 +6,7 @@ use super::event::{Action, Ending, Event};
 use super::lease::LeaseId;
 use super::request::{State, Waits};
 use super::{BackendId, Engine, Timer};
+use crate::health::Sign;
 use crate::limit::GateState;
 use crate::time::{Instant, Span};
 
@@ -43,6 +44,8 @@ pub struct Answer {
     pub status: Option<u16>,
     /// How long the server asks us to wait.
     pub retry_after: Option<Span>,
+    /// The failure was on this side of the line: no name was found, no proxy was there.
+    pub is_local: bool,
 }
 
 impl Answer {
@@ -211,6 +214,9 @@ impl Engine {
         }
         self.completed(now, now, index);
         let rejected = self.leases.get(index).rejected;
+        if self.monitor.enabled && request.is_some() {
+            self.judge_end(now, index, outcome, answer, unsent);
+        }
         self.leases.remove_timed(&mut self.backends[usize::from(id)].timed, index);
         let finished = match request {
             None => {
@@ -221,7 +227,7 @@ impl Engine {
                 Outcome::Ok if rejected => self.limited(now, slot, index),
                 Outcome::Ok => self.succeeded(now, slot, index),
                 Outcome::Limited => self.limited(now, slot, index),
-                Outcome::Failed => self.failed(now, slot, index),
+                Outcome::Failed => self.failed(now, slot, index, answer.is_local),
                 Outcome::Neutral if unsent => self.given_up(now, slot, index),
                 Outcome::Neutral => self.die(now, slot, index),
             },
@@ -294,7 +300,45 @@ impl Engine {
         self.enqueue(now, slot, true);
     }
 
-    fn failed(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
+    /// What the end of an attempt says of its backend.
+    fn judge_end(&mut self, now: Instant, index: u32, outcome: Outcome, answer: Answer, unsent: bool) {
+        let lease = self.leases.get(index);
+        let id = lease.backend;
+        let sign = match outcome {
+            _ if unsent => Sign::Nothing,
+            _ if lease.rejected => Sign::Rejects,
+            Outcome::Ok => Sign::Works,
+            Outcome::Limited => Sign::Rejects,
+            Outcome::Failed if answer.is_local && self.failed_here(now, id, lease.account) => Sign::Nothing,
+            Outcome::Failed => self.sign_of_failure(index),
+            // It has answered.
+            Outcome::Neutral if answer.status.is_some() => Sign::Works,
+            Outcome::Neutral => Sign::Nothing,
+        };
+        match outcome {
+            Outcome::Failed if sign != Sign::Nothing => self.penalise(now, id, answer.retry_after),
+            Outcome::Limited => self.penalise(now, id, answer.retry_after),
+            _ => {}
+        }
+        self.judge(now, index, sign);
+    }
+
+    /// What a failure says. A request that fails twice running at the same backend may be at fault itself: that is no news.
+    fn sign_of_failure(&self, index: u32) -> Sign {
+        let lease = self.leases.get(index);
+        let history = lease.request.and_then(|slot| self.requests.history(slot));
+        let is_again = history.is_some_and(|history| history.avoid == Some(lease.backend));
+        if is_again && !lease.trial.is_on_trial() { Sign::Nothing } else { Sign::Fails }
+    }
+
+    fn failed(&mut self, now: Instant, slot: u32, lease: u32, is_local: bool) -> Finished {
+        let leased = self.leases.get(lease);
+        let (id, account) = (leased.backend, leased.account);
+        let is_own_fault = is_local && self.own_fault.since.is_some();
+        let is_lasting = self.requests.get(slot).flags.lasting;
+        if !is_lasting && !self.winding_down && (is_own_fault || self.is_on_trial(id, account)) {
+            return self.failed_on_trial(now, slot, lease);
+        }
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
         if self.is_last_attempt(slot, failed) {
             return self.die(now, slot, lease);
@@ -303,23 +347,52 @@ impl Engine {
             return self.given_up(now, slot, lease);
         }
         let waits = self.waits_with(now, slot, lease);
-        let backend = self.leases.get(lease).backend;
         let history = self.requests.history_mut(slot);
         history.attempted = true;
         history.waits = waits;
         history.failed = failed;
-        history.avoid = Some(backend);
+        history.avoid = Some(id);
         history.waiting_since = now;
         let backoff = self.retry.backoff(failed, &mut self.random);
+        self.delay(slot, now + backoff, State::Delayed);
+        Finished::Again { failed: true }
+    }
+
+    /// An attempt failed at a backend that is known not to work, or while nothing does: it costs none. The request goes elsewhere at once
+    /// if it can. Else it lets others be tried first: it may be the one that the backend fails on.
+    fn failed_on_trial(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
+        let waits = self.waits_with(now, slot, lease);
+        let leased = self.leases.get(lease);
+        let (id, account) = (leased.backend, leased.account);
+        let tried_again_at = self.tried_again_at(id, account);
+        let history = self.requests.history_mut(slot);
+        history.attempted = true;
+        history.waits = waits;
+        history.avoid = Some(id);
+        history.waiting_since = now;
+        let patience = self.own_fault.failures.max(1);
+        let backoff = self.retry.backoff(patience, &mut self.random);
+        let set = self.classes[self.requests.get(slot).class as usize].set;
+        let goes_elsewhere = self.own_fault.since.is_none() && self.sets[set as usize].backends.iter().any(|&other| self.works(other));
+        if goes_elsewhere {
+            self.ledger.leased -= 1;
+            self.enqueue(now, slot, true);
+        } else {
+            self.delay(slot, tried_again_at.unwrap_or(now) + backoff, State::Held);
+        }
+        Finished::Again { failed: false }
+    }
+
+    /// A request that was leased waits until then, out of its queue.
+    fn delay(&mut self, slot: u32, until: Instant, state: State) {
         let entry = self.requests.get_mut(slot);
-        entry.state = State::Delayed;
+        entry.state = state;
         if let Some(timer) = entry.timer.take() {
             self.wheel.disarm(timer);
         }
-        entry.timer = Some(self.wheel.arm((now + backoff).min(entry.expires_at()), Timer::Request(slot)));
+        entry.timer = Some(self.wheel.arm(until.min(entry.expires_at()), Timer::Request(slot)));
         self.ledger.leased -= 1;
         self.ledger.queued += 1;
-        Finished::Again { failed: true }
     }
 
     fn given_up(&mut self, now: Instant, slot: u32, lease: u32) -> Finished {
@@ -368,20 +441,26 @@ impl Engine {
         let timeout = now.since(lease.started_at);
         let request = self.requests.handle(slot);
         self.actions.push_back(Action::TimedOut { request, backend, timeout });
+        let sign = self.sign_of_failure(index);
+        self.penalise(now, backend.0, None);
+        self.judge(now, index, sign);
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
-        if self.is_last_attempt(slot, failed) {
+        let lease = self.leases.get(index);
+        let costs_nothing = self.is_on_trial(lease.backend, lease.account) && !self.requests.get(slot).flags.lasting;
+        if self.winding_down && !self.is_last_attempt(slot, failed) {
+            self.abort(now, slot, Ending::Cancelled);
+        } else if costs_nothing || !self.is_last_attempt(slot, failed) {
+            self.failed(now, slot, index, false);
+            self.detach(now, index);
+        } else {
             self.requests.history_mut(slot).failed = failed;
             self.abort(now, slot, Ending::Dead);
-        } else if self.winding_down {
-            self.abort(now, slot, Ending::Cancelled);
-        } else {
-            self.failed(now, slot, index);
-            self.detach(now, index);
         }
     }
 
     /// Separates an attempt from its request. It keeps its concurrency until its handler returns.
     pub(super) fn detach(&mut self, now: Instant, index: u32) {
+        self.judge(now, index, Sign::Nothing);
         let lease = self.leases.get_mut(index);
         lease.request = None;
         let account = lease.account;
@@ -422,7 +501,11 @@ impl Engine {
         if unacked > 0 {
             charged.longest_latency = charged.longest_latency.max(now.since(sent_at));
             charged.quota.ack_sent(now, sent_at, unacked);
+            if !rejection {
+                self.observe_latency(now, backend.0, now.since(sent_at));
+            }
         }
+        let charged = &mut self.accounts[account as usize];
         if was_rejected {
             // It has been told.
         } else if rejection {

@@ -7,6 +7,7 @@ use super::account::Accounts;
 use super::eligibility::Presence;
 use super::lease::Timed;
 use super::scope::ScopedLimits;
+use crate::latency::Latency;
 use crate::limit::{Eligible, Limit};
 use crate::queue::{FlowHeaps, Key, ReadyHeap};
 use crate::time::{Instant, Span};
@@ -99,6 +100,10 @@ impl Blocked {
 pub(super) struct Backend {
     pub(super) presence: Presence,
     pub(super) accounts: Accounts,
+    /// That on its first account.
+    pub(super) first_ward: u32,
+    /// From sending to headers.
+    pub(super) latency: Latency,
     pub(super) timeout: Option<Span>,
     pub(super) weight: f64,
     /// Leases that run, strays included.
@@ -128,10 +133,12 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    pub(super) fn new(spec: &BackendSpec, accounts: Accounts) -> Backend {
+    pub(super) fn new(spec: &BackendSpec, accounts: Accounts, first_ward: u32) -> Backend {
         Backend {
             presence: Presence::Here,
             accounts,
+            first_ward,
+            latency: Latency::default(),
             timeout: spec.timeout,
             weight: spec.weight,
             in_flight: 0,
@@ -149,6 +156,11 @@ impl Backend {
             sets: Vec::new(),
         }
     }
+
+    /// Whether new requests may go to it.
+    pub(super) fn takes_new(&self) -> bool {
+        self.presence == Presence::Here
+    }
 }
 
 /// An interned set of backends, with clocks of the time during which none of them was open.
@@ -157,6 +169,8 @@ pub(super) struct BackendSet {
     pub(super) backends: Box<[u16]>,
     /// Classes that wait for it.
     pub(super) classes: u32,
+    /// When something last began to wait for it.
+    pub(super) used_at: Instant,
     open: u32,
     /// Blocked by a limit. The others are at their concurrency cap.
     limited: u32,
@@ -170,7 +184,7 @@ impl BackendSet {
     /// With all of its backends open: those that are not are to be told by [`change`](BackendSet::change).
     pub(super) fn new(backends: Box<[u16]>, now: Instant) -> BackendSet {
         let open = backends.len() as u32;
-        BackendSet { backends, classes: 0, open, limited: 0, changed_at: now, limit: Span::ZERO, concurrency: Span::ZERO }
+        BackendSet { backends, classes: 0, used_at: now, open, limited: 0, changed_at: now, limit: Span::ZERO, concurrency: Span::ZERO }
     }
 
     /// One of other backends, all of them open, whose clocks go on from here.

@@ -7,6 +7,7 @@ use super::lease::LeaseId;
 use super::request::{Handle, Mark, State};
 use super::scope::Scoped;
 use super::tally::Tally;
+use super::ward::Ward;
 use super::{BackendId, Engine, Timer, Waiting};
 use crate::queue::{Key, Nodes};
 use crate::route::{self, Candidate};
@@ -67,9 +68,12 @@ impl Engine {
         }
         let mut demand = 0usize;
         let is_ready = |id: usize| self.ready[id / 64] & (1 << (id % 64)) != 0;
-        for (_, backend) in self.backends.iter().enumerate().filter(|(id, _)| is_ready(*id)) {
-            let slots =
-                self.accounts[backend.accounts.span()].iter().map(|account| account.slots(now)).fold(0, usize::saturating_add);
+        for (id, backend) in self.backends.iter().enumerate().filter(|(id, _)| is_ready(*id)) {
+            let of_ward = |ward: &Ward| {
+                let slots = self.accounts[ward.account as usize].slots(now);
+                if ward.barred { 0 } else { slots.min(ward.room()) }
+            };
+            let slots = self.wards_of(id as u16).map(of_ward).fold(0, usize::saturating_add);
             // No more classes than slots are looked at: each holds at least one request.
             let length = |class: u32| {
                 let all = self.classes[class as usize].queue.len();
@@ -198,7 +202,8 @@ impl Engine {
 
         let scopes =
             if self.backends[usize::from(id)].is_scoped { self.charge_scopes(now, class, account) } else { Box::default() };
-        let lease = self.leases.insert(slot, (id, account, scopes), cost, now, blocked);
+        let trial = self.trial(now, id, account);
+        let lease = self.leases.insert(slot, (id, account, scopes, trial), cost, now, blocked);
         let backend = &mut self.backends[usize::from(id)];
         backend.in_flight += 1;
         backend.messages += 1;
@@ -247,6 +252,7 @@ impl Engine {
         let class = self.requests.get(slot).class;
         let mark = self.mark(now, class);
         let waiting = &mut self.classes[class as usize];
+        self.sets[waiting.set as usize].used_at = now;
         let entry = self.requests.get_mut(slot);
         entry.mark = mark;
         entry.state = State::Queued;
@@ -465,6 +471,10 @@ impl Engine {
         let mut elsewhere = false;
         for &id in backends {
             let backend = &mut self.backends[usize::from(id)];
+            elsewhere |= !backend.elsewhere.is_empty();
+            if self.wards[(backend.first_ward + account - backend.accounts.all().start) as usize].barred {
+                continue;
+            }
             let (was, is) = backend.accounts.change(account, in_flight, before, after);
             if was != is {
                 for &set in &backend.sets {
@@ -472,10 +482,22 @@ impl Engine {
                 }
                 note_ready(&mut self.ready, id, is.is_none() && backend.wanted);
             }
-            elsewhere |= !backend.elsewhere.is_empty();
         }
         if after.is_none() && elsewhere {
             self.unpark_elsewhere(now, account);
+        }
+    }
+
+    /// Tells one backend of an account, and its sets, what keeps it from taking anything there.
+    pub(super) fn cause_changed_at(&mut self, now: Instant, id: u16, account: u32, before: Option<Cause>, after: Option<Cause>) {
+        let in_flight = self.accounts[account as usize].in_flight;
+        let backend = &mut self.backends[usize::from(id)];
+        let (was, is) = backend.accounts.change(account, in_flight, before, after);
+        if was != is {
+            for &set in &backend.sets {
+                self.sets[set as usize].change(now, was, is);
+            }
+            note_ready(&mut self.ready, id, is.is_none() && backend.wanted);
         }
     }
 

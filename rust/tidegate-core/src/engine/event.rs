@@ -4,6 +4,7 @@ use super::BackendId;
 use super::lease::LeaseId;
 use super::request::{Handle, Waits};
 use super::scope::Scope;
+use crate::health::Turn;
 use crate::limit::Step;
 use crate::time::{Instant, Span};
 
@@ -71,7 +72,7 @@ pub enum Action {
 }
 
 /// A change of state of a limit or a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
     /// A server rejected a message: its quota is closed. Rejections of what was in flight then may put the end off, and are no
@@ -93,6 +94,24 @@ pub enum Event {
         /// Which limit, from what to what.
         step: Step,
     },
+    /// A backend, or one of its accounts, has begun to fail, is tried again, or works again.
+    HealthChanged {
+        /// Which.
+        backend: BackendId,
+        /// Its account, from 0; `None` when it has only one.
+        account: Option<u32>,
+        /// How it stands from now on, and for what.
+        turn: Turn,
+    },
+    /// More than half of all backends fail on this side of the line at once: none is held back for that.
+    OwnFault {
+        /// How many.
+        backends: u32,
+        /// Of how many.
+        of: u32,
+    },
+    /// One has answered again.
+    OwnFaultOver,
     /// Nothing runs any more on a backend that was removed.
     BackendGone {
         /// Which.

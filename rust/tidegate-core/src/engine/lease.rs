@@ -1,5 +1,6 @@
 //! The record of an attempt.
 
+use super::ward::Trial;
 use crate::time::{Instant, Span};
 
 /// Names an attempt until the shell has finished it, and never another one after it.
@@ -37,6 +38,7 @@ pub(super) struct Lease {
     pub(super) scopes: Box<[u32]>,
     /// The server has rejected the last message of this attempt: counted once.
     pub(super) rejected: bool,
+    pub(super) trial: Trial,
     pub(super) started_at: Instant,
     /// When its last message was sent.
     pub(super) sent_at: Instant,
@@ -94,7 +96,7 @@ impl Leases {
     pub(super) fn insert(
         &mut self,
         request: u32,
-        (backend, account, scopes): (u16, u32, Box<[u32]>),
+        (backend, account, scopes, trial): (u16, u32, Box<[u32]>, Trial),
         cost: u32,
         now: Instant,
         blocked: (Span, Span),
@@ -109,6 +111,7 @@ impl Leases {
             unfinished: cost,
             scopes,
             rejected: false,
+            trial,
             started_at: now,
             sent_at: now,
             older: UNTIMED,

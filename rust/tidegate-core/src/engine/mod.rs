@@ -30,6 +30,7 @@ mod share;
 mod status;
 mod tally;
 mod value;
+mod ward;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -45,6 +46,7 @@ pub use scope::{Scope, ScopedLimits};
 pub use status::{BackendState, BackendStatus, ScopedUsage};
 pub use tally::Share;
 
+use crate::health::Monitor;
 use crate::ledger::Ledger;
 use crate::queue::ingress::Room;
 use crate::queue::{Class, Flows, Order, Place};
@@ -58,6 +60,7 @@ use eligibility::Named;
 use lease::Leases;
 use request::{Requests, State};
 use scope::{Scoped, Scopes};
+use ward::{OwnFault, Ward};
 
 /// How an engine is set up.
 #[derive(Clone, Debug)]
@@ -141,6 +144,8 @@ enum Timer {
     Account(u32),
     /// The limits of a scope may have room, or be full again.
     Scope(u32),
+    /// A ward may be tried again, or has been long enough.
+    Ward(u32),
     /// The retry budget has earned a retry that is waited for.
     Budget,
 }
@@ -177,6 +182,10 @@ pub struct Engine {
     named: Named,
     backends: Vec<Backend>,
     accounts: Vec<Account>,
+    /// Backends on their accounts; those of one backend follow each other.
+    wards: Vec<Ward>,
+    monitor: Monitor,
+    own_fault: OwnFault,
     scopes: Scopes,
     /// Where the head that is being placed may go now, but for one.
     found: Vec<(u16, u32)>,
@@ -221,6 +230,9 @@ impl Engine {
             named: Named::default(),
             backends: Vec::new(),
             accounts: Vec::new(),
+            wards: Vec::new(),
+            monitor: Monitor { enabled: false, ..Monitor::default() },
+            own_fault: OwnFault::default(),
             scopes: Scopes::default(),
             found: Vec::new(),
             leaving: 0,
@@ -275,7 +287,8 @@ impl Engine {
                 accounts
             }
         };
-        self.backends.push(Backend::new(spec, accounts));
+        self.backends.push(Backend::new(spec, accounts, self.wards.len() as u32));
+        self.add_wards(id);
         self.ready.resize(self.backends.len().div_ceil(64), 0);
         self.backends_changed(now);
         BackendId(id)
@@ -375,7 +388,7 @@ impl Engine {
         self.accepting = false;
         self.winding_down = true;
         for slot in self.requests.pending() {
-            if matches!(self.requests.get(slot).state, State::Postponed | State::Queued | State::Delayed) {
+            if matches!(self.requests.get(slot).state, State::Postponed | State::Queued | State::Delayed | State::Held) {
                 self.abort(now, slot, Ending::Cancelled);
             }
         }
@@ -415,6 +428,7 @@ impl Engine {
                     self.accounts[account as usize].timer = None;
                     self.reopen(now, account);
                 }
+                Timer::Ward(ward) => self.ward_due(now, ward),
                 Timer::Scope(scope) => self.scope_due(now, scope),
                 Timer::Attempt(backend) => {
                     self.backends[usize::from(backend)].watched = false;
@@ -474,6 +488,9 @@ impl Engine {
             self.abort(now, slot, Ending::Expired(stage));
         } else if entry.state == State::Postponed {
             self.join_queue(now, slot);
+        } else if entry.state == State::Held {
+            self.arm_deadline(slot);
+            self.end_backoff(now, slot);
         } else {
             debug_assert_eq!(entry.state, State::Delayed);
             self.arm_deadline(slot);
@@ -493,14 +510,19 @@ impl Engine {
                     self.budget_timer = Some(self.wheel.arm(at, Timer::Budget));
                     return;
                 }
-                let history = self.requests.history_mut(slot);
-                history.waits.backoff = history.waits.backoff + now.since(history.waiting_since);
-                history.waiting_since = now;
-                self.ledger.queued -= 1;
-                self.enqueue(now, slot, true);
+                self.end_backoff(now, slot);
             }
             self.overdrawn.pop_front();
         }
+    }
+
+    /// A request that waited after an attempt joins its queue again.
+    fn end_backoff(&mut self, now: Instant, slot: u32) {
+        let history = self.requests.history_mut(slot);
+        history.waits.backoff = history.waits.backoff + now.since(history.waiting_since);
+        history.waiting_since = now;
+        self.ledger.queued -= 1;
+        self.enqueue(now, slot, true);
     }
 
     /// Ends a request from outside its attempt, whatever stage it is at.
@@ -516,13 +538,16 @@ impl Engine {
                 waits.concurrency = waits.concurrency + concurrency;
                 self.dequeue(now, slot);
             }
-            State::Delayed => {
+            State::Delayed | State::Held => {
                 let since = self.requests.history(slot).map_or(now, |history| history.waiting_since);
                 waits.backoff = waits.backoff + now.since(since);
                 self.ledger.queued -= 1;
             }
             State::Leased => {
                 let lease = entry.lease;
+                if matches!(ending, Ending::Expired(_)) {
+                    self.judge(now, lease, self.sign_of_late(now, lease));
+                }
                 waits = self.waits_with(now, slot, lease);
                 self.ledger.leased -= 1;
                 self.detach(now, lease);

@@ -40,6 +40,8 @@ pub(super) enum State {
     Queued,
     /// Waits for the end of a backoff, then goes back to its class queue.
     Delayed,
+    /// Its attempt cost nothing, and it waits to go back to its class queue.
+    Held,
     /// An attempt is running.
     Leased,
     /// A value exists that the consumer has not taken.

@@ -167,7 +167,7 @@ impl Run {
         }
         self.out -= 1;
         let (outcome, status) = if rejected { (Outcome::Limited, 429) } else { (Outcome::Ok, 200) };
-        self.engine.finish(now, lease, outcome, Answer { status: Some(status), retry_after: told }, false);
+        self.engine.finish(now, lease, outcome, Answer { status: Some(status), retry_after: told, ..Answer::default() }, false);
         while let Some(event) = self.engine.pop_event() {
             match event {
                 Event::LimitStepped { step, .. } => self.report.steps.push((now, step)),
@@ -176,7 +176,7 @@ impl Run {
                     self.report.settled_at = now + stepped.max().unwrap_or(Span::ZERO);
                     self.report.since = (0, 0);
                 }
-                Event::LimitClosed { .. } | Event::BackendGone { .. } => {}
+                _ => {}
             }
         }
     }

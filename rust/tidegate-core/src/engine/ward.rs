@@ -1,0 +1,339 @@
+//! Health at work: what attempts say of a backend on one of its accounts, and when it takes none for that.
+
+use super::backend::Cause;
+use super::event::Event;
+use super::{BackendId, Engine, Timer};
+use crate::health::{Bar, Health, Monitor, Phase, Sign, Turn};
+use crate::limit::Limit;
+use crate::time::{Instant, Span};
+use crate::wheel::TimerId;
+
+/// A failure within so long of another one is at the same time, when it comes from this side of the line.
+const AT_ONCE: Span = Span::from_secs(5);
+/// A set of backends for which nothing has waited for longer is not in use.
+const IN_USE: Span = Span::from_secs(60);
+/// What a failure counts in the estimate of latency, at least; what a rejection may count at most.
+const PENALTY: Span = Span::from_secs(5);
+const LARGEST_PENALTY: Span = Span::from_secs(300);
+/// An attempt that its deadline ended is a failure of the backend if it took so many times what answers take, and longer than this.
+const SLOW: f64 = 3.0;
+const LEAST_SLOW: f64 = 1.0;
+
+/// A backend on one of its accounts.
+#[derive(Debug)]
+pub(super) struct Ward {
+    pub(super) backend: u16,
+    pub(super) account: u32,
+    pub(super) health: Health,
+    /// It takes nothing, whatever its limits say.
+    pub(super) barred: bool,
+    timer: Option<TimerId>,
+    /// How often it has opened: attempts that began before say nothing of it now.
+    epoch: u32,
+    /// Attempts that run and began since it last opened.
+    running: u32,
+    /// When an attempt last failed on this side of the line.
+    local_failure: Option<Instant>,
+}
+
+/// What an attempt keeps of the ward it runs in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trial {
+    epoch: u32,
+    /// It began while the backend was tried.
+    on_trial: bool,
+    /// It has said what it says.
+    settled: bool,
+}
+
+impl Trial {
+    /// Whether it began while the backend was tried.
+    pub(super) const fn is_on_trial(self) -> bool {
+        self.on_trial
+    }
+
+    /// Of a backend that is up.
+    pub(super) const fn of_epoch(epoch: u32) -> Trial {
+        Trial { epoch, on_trial: false, settled: false }
+    }
+}
+
+/// Failures on this side of the line, such as of the name service, at most of the backends at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OwnFault {
+    /// They are suspected since.
+    pub(super) since: Option<Instant>,
+    /// How many came since: the waits grow with it.
+    pub(super) failures: u32,
+}
+
+impl Ward {
+    /// Attempts that its health lets start now.
+    pub(super) fn room(&self) -> usize {
+        self.health.room(self.running) as usize
+    }
+}
+
+impl Engine {
+    /// Watches the health of backends from now on; a fresh engine does not.
+    pub fn watch_health(&mut self, monitor: Monitor) {
+        self.monitor = monitor;
+    }
+
+    /// The ward of a backend on an account.
+    #[inline]
+    pub(super) fn ward_of(&self, id: u16, account: u32) -> usize {
+        let backend = &self.backends[usize::from(id)];
+        (backend.first_ward + account - backend.accounts.all().start) as usize
+    }
+
+    /// Gives a new backend its wards.
+    pub(super) fn add_wards(&mut self, id: u16) {
+        let accounts = self.backends[usize::from(id)].accounts.all();
+        let ward = |account| Ward {
+            backend: id,
+            account,
+            health: Health::default(),
+            barred: false,
+            timer: None,
+            epoch: 0,
+            running: 0,
+            local_failure: None,
+        };
+        self.wards.extend(accounts.map(ward));
+    }
+
+    /// An attempt starts; what it is to keep.
+    #[inline]
+    pub(super) fn trial(&mut self, now: Instant, id: u16, account: u32) -> Trial {
+        let index = self.ward_of(id, account);
+        let ward = &self.wards[index];
+        if ward.health.is_up() { Trial::of_epoch(ward.epoch) } else { self.start_trial(now, index) }
+    }
+
+    #[inline(never)]
+    fn start_trial(&mut self, now: Instant, index: usize) -> Trial {
+        let account = self.wards[index].account;
+        let pace = pace(self.accounts[account as usize].quota.limits());
+        let ward = &mut self.wards[index];
+        ward.running += 1;
+        ward.health.started(now, pace);
+        let trial = Trial { on_trial: true, ..Trial::of_epoch(ward.epoch) };
+        self.rebar(now, index);
+        trial
+    }
+
+    /// An attempt has shown what its backend does. Once for each attempt; later calls change nothing.
+    #[inline]
+    pub(super) fn judge(&mut self, now: Instant, lease: u32, sign: Sign) {
+        if !self.monitor.enabled {
+            return;
+        }
+        let leased = self.leases.get_mut(lease);
+        if std::mem::replace(&mut leased.trial.settled, true) {
+            return;
+        }
+        let (id, account, trial) = (leased.backend, leased.account, leased.trial);
+        let index = self.ward_of(id, account);
+        if sign == Sign::Works && !trial.on_trial && self.wards[index].health.is_calm() {
+            self.wards[index].health.works(now);
+            if self.own_fault.since.is_some() {
+                self.end_own_fault();
+            }
+            return;
+        }
+        self.weigh(now, index, trial, sign);
+    }
+
+    #[inline(never)]
+    fn weigh(&mut self, now: Instant, index: usize, trial: Trial, sign: Sign) {
+        if sign == Sign::Works && self.own_fault.since.is_some() {
+            self.end_own_fault();
+        }
+        let context = match sign {
+            Sign::Fails | Sign::Works | Sign::Rejects => (self.others_risk(now, index), self.is_sole(now, index)),
+            Sign::Nothing => (0.0, false),
+        };
+        let ward = &mut self.wards[index];
+        let is_current = trial.epoch == ward.epoch;
+        if is_current && trial.on_trial {
+            ward.running -= 1;
+        }
+        let is_probe = is_current && trial.on_trial && matches!(ward.health.phase(), Phase::Probe { .. });
+        let turn = ward.health.ended(now, (sign, is_probe, is_current), context, &self.monitor, &mut self.random);
+        if let Some(turn) = turn {
+            self.turned(index, turn);
+        }
+        if turn.is_some() || !self.wards[index].health.is_up() {
+            self.rebar(now, index);
+        }
+    }
+
+    /// The time of a ward has come.
+    pub(super) fn ward_due(&mut self, now: Instant, index: u32) {
+        let index = index as usize;
+        let ward = &mut self.wards[index];
+        ward.timer = None;
+        if let Some(turn) = ward.health.tick(now, &self.monitor) {
+            self.turned(index, turn);
+        }
+        self.rebar(now, index);
+    }
+
+    /// Whether failures on an account of a backend cost requests none of their attempts: it is known not to work.
+    pub(super) fn is_on_trial(&self, id: u16, account: u32) -> bool {
+        self.monitor.enabled && !self.wards[self.ward_of(id, account)].health.is_up()
+    }
+
+    /// When a backend that is known not to work on an account is tried again.
+    pub(super) fn tried_again_at(&self, id: u16, account: u32) -> Option<Instant> {
+        match self.wards[self.ward_of(id, account)].health.phase() {
+            Phase::Open { until } => Some(until),
+            _ => None,
+        }
+    }
+
+    /// A failure on this side of the line. Whether it is suspected to be no fault of the backends.
+    pub(super) fn failed_here(&mut self, now: Instant, id: u16, account: u32) -> bool {
+        if !self.monitor.enabled {
+            return false;
+        }
+        let index = self.ward_of(id, account);
+        self.wards[index].local_failure = Some(now);
+        let here: Vec<u16> = self.present().collect();
+        let fails = |id: &&u16| {
+            self.wards_of(**id).any(|ward| ward.local_failure.is_some_and(|at| now.since(at) <= AT_ONCE))
+        };
+        let failing = here.iter().filter(fails).count();
+        if here.len() >= 2 && 2 * failing > here.len() && self.own_fault.since.is_none() {
+            self.own_fault.since = Some(now);
+            self.push_event(Event::OwnFault { backends: failing as u32, of: here.len() as u32 });
+        }
+        if self.own_fault.since.is_some() {
+            self.own_fault.failures = self.own_fault.failures.saturating_add(1);
+        }
+        self.own_fault.since.is_some()
+    }
+
+    #[cold]
+    fn end_own_fault(&mut self) {
+        self.own_fault = OwnFault::default();
+        for ward in &mut self.wards {
+            ward.local_failure = None;
+        }
+        self.push_event(Event::OwnFaultOver);
+    }
+
+    /// An answer took so long, from sending to headers.
+    #[inline]
+    pub(super) fn observe_latency(&mut self, now: Instant, id: u16, took: Span) {
+        self.backends[usize::from(id)].latency.observe(now, took);
+    }
+
+    /// A backend failed, or rejected an attempt and asked to wait.
+    pub(super) fn penalise(&mut self, now: Instant, id: u16, retry_after: Option<Span>) {
+        let penalty = retry_after.map_or(PENALTY, |span| span.min(LARGEST_PENALTY).max(PENALTY));
+        self.backends[usize::from(id)].latency.penalise(now, penalty);
+    }
+
+    /// What an attempt says that was ended by its request's deadline.
+    pub(super) fn sign_of_late(&self, now: Instant, lease: u32) -> Sign {
+        let leased = self.leases.get(lease);
+        let took = now.since(leased.started_at).as_nanos() as f64 / 1e9;
+        let usual = self.backends[usize::from(leased.backend)].latency.read(leased.started_at).unwrap_or(0.0);
+        if leased.unacked > 0 && took > (SLOW * usual).max(LEAST_SLOW) { Sign::Fails } else { Sign::Nothing }
+    }
+
+    pub(super) fn wards_of(&self, id: u16) -> impl Iterator<Item = &Ward> {
+        let backend = &self.backends[usize::from(id)];
+        let first = backend.first_ward as usize;
+        self.wards[first..first + backend.accounts.all().len()].iter()
+    }
+
+    /// Whether a backend takes requests and is up on one of its accounts at least.
+    pub(super) fn works(&self, id: u16) -> bool {
+        self.backends[usize::from(id)].takes_new() && self.wards_of(id).any(|ward| ward.health.is_up())
+    }
+
+    /// Backends that take requests, but for their health.
+    fn present(&self) -> impl Iterator<Item = u16> + '_ {
+        let is_here = |id: &u16| self.backends[usize::from(*id)].takes_new();
+        (0..self.backends.len() as u16).filter(is_here)
+    }
+
+    /// How often attempts fail elsewhere, on average.
+    fn others_risk(&self, now: Instant, index: usize) -> f64 {
+        let mine = &self.wards[index];
+        let others = self.present().flat_map(|id| self.wards_of(id)).filter(|ward| {
+            (ward.backend, ward.account) != (mine.backend, mine.account)
+        });
+        let (sum, count) = others.fold((0.0, 0u32), |(sum, count), ward| (sum + ward.health.risk(now), count + 1));
+        if count == 0 { 0.0 } else { sum / f64::from(count) }
+    }
+
+    /// Whether there are requests that have nowhere to go but to this ward.
+    fn is_sole(&self, now: Instant, index: usize) -> bool {
+        let Ward { backend: id, account, .. } = self.wards[index];
+        let backend = &self.backends[usize::from(id)];
+        let works = |ward: &Ward| ward.health.is_up() && (ward.backend, ward.account) != (id, account);
+        if self.wards_of(id).any(works) {
+            return false;
+        }
+        let has_substitute = |set: u32| {
+            let others = self.sets[set as usize].backends.iter().filter(|&&other| other != id);
+            others.copied().any(|other| self.wards_of(other).any(works))
+        };
+        let is_in_use = |set: &&u32| now.since(self.sets[**set as usize].used_at) <= IN_USE;
+        backend.sets.iter().filter(is_in_use).any(|&set| !has_substitute(set))
+    }
+
+    fn turned(&mut self, index: usize, turn: Turn) {
+        let ward = &mut self.wards[index];
+        if let Phase::Open { .. } = turn.phase {
+            ward.epoch = ward.epoch.wrapping_add(1);
+            ward.running = 0;
+        }
+        // Between probes there is nothing new to say.
+        if turn.phase != (Phase::Probe { running: false }) {
+            let several = self.backends[usize::from(ward.backend)].accounts.all();
+            let account = (several.len() > 1).then(|| ward.account - several.start);
+            let backend = BackendId(ward.backend);
+            self.push_event(Event::HealthChanged { backend, account, turn });
+        }
+    }
+
+    /// Opens or closes a ward, and arms its timer, as its health has it.
+    fn rebar(&mut self, now: Instant, index: usize) {
+        let ward = &mut self.wards[index];
+        let bar = ward.health.bar(now, ward.running);
+        if let Some(timer) = ward.timer.take() {
+            self.wheel.disarm(timer);
+        }
+        let due = match (bar, ward.health.phase()) {
+            (Bar::Until(at), _) => Some(at),
+            (_, Phase::Ramp { since, .. }) => Some(since + self.monitor.ramp),
+            _ => None,
+        };
+        ward.timer = due.map(|at| self.wheel.arm(at, Timer::Ward(index as u32)));
+        let barred = bar != Bar::Lifted;
+        let (id, account) = (ward.backend, ward.account);
+        if std::mem::replace(&mut ward.barred, barred) == barred {
+            return;
+        }
+        // To what waits it is as if a limit had no room.
+        let own = self.accounts[account as usize].cause();
+        let (before, after) = if barred { (own, Some(Cause::Limit)) } else { (Some(Cause::Limit), own) };
+        if before != after {
+            self.cause_changed_at(now, id, account, before, after);
+        }
+        if after.is_none() && !self.backends[usize::from(id)].elsewhere.is_empty() {
+            self.unpark_elsewhere(now, account);
+        }
+    }
+}
+
+/// From one message to the next as the shortest limit allows in the long run; nothing without limits.
+fn pace<'a>(limits: impl Iterator<Item = &'a Limit>) -> Span {
+    let shortest = limits.min_by_key(|limit| limit.period());
+    shortest.map_or(Span::ZERO, |limit| Span::from_nanos(limit.period().as_nanos() / u64::from(limit.amount().max(1))))
+}

@@ -1,0 +1,87 @@
+//! How long an upstream takes to answer, from how long it has taken.
+
+use crate::time::{Instant, Span};
+
+/// Seconds after which an observation counts for a third.
+const DECAY: f64 = 10.0;
+
+/// An average that follows a rise at once and a fall slowly, and forgets: what is not used for a while seems quick, so that it is tried again.
+///
+/// Source: the peak EWMA of Finagle and linkerd; the penalty for failures is linkerd's, where a quick rejection must not look like a
+/// quick upstream.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Latency {
+    /// Seconds.
+    average: f64,
+    at: Instant,
+    known: bool,
+}
+
+impl Latency {
+    /// Seconds to an answer as far as is known now.
+    #[inline]
+    pub fn read(&self, now: Instant) -> Option<f64> {
+        self.known.then(|| self.average * kept(now.since(self.at)))
+    }
+
+    /// An answer took so long.
+    #[inline]
+    pub fn observe(&mut self, now: Instant, took: Span) {
+        let took = seconds(took);
+        let kept = kept(now.since(self.at));
+        let risen = !self.known || took > self.average * kept;
+        self.average = if risen { took } else { self.average * kept + took * (1.0 - kept) };
+        (self.at, self.known) = (now, true);
+    }
+
+    /// A failure counts as an answer after so long, at least.
+    pub fn penalise(&mut self, now: Instant, span: Span) {
+        self.average = self.read(now).unwrap_or(0.0).max(seconds(span));
+        (self.at, self.known) = (now, true);
+    }
+}
+
+#[inline]
+fn kept(since: Span) -> f64 {
+    if since == Span::ZERO { 1.0 } else { (-seconds(since) / DECAY).exp() }
+}
+
+fn seconds(span: Span) -> f64 {
+    span.as_nanos() as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Instant {
+        Instant::ORIGIN + Span::from_millis(millis)
+    }
+
+    #[test]
+    fn rises_at_once_and_falls_slowly() {
+        let mut latency = Latency::default();
+        assert_eq!(latency.read(at(0)), None);
+        latency.observe(at(0), Span::from_millis(100));
+        latency.observe(at(1), Span::from_millis(500));
+        assert!((latency.read(at(1)).unwrap() - 0.5).abs() < 1e-9);
+        latency.observe(at(101), Span::from_millis(100));
+        assert!(latency.read(at(101)).unwrap() > 0.49);
+        for n in 0..600 {
+            latency.observe(at(200 + 100 * n), Span::from_millis(100));
+        }
+        assert!((latency.read(at(60_100)).unwrap() - 0.1).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_failure_is_slow_and_time_forgets_it() {
+        let mut latency = Latency::default();
+        latency.observe(at(0), Span::from_millis(10));
+        latency.penalise(at(0), Span::from_secs(5));
+        assert!(latency.read(at(0)).unwrap() >= 5.0);
+        assert!(latency.read(at(60_000)).unwrap() < 0.02);
+        latency.observe(at(0), Span::from_secs(9));
+        latency.penalise(at(0), Span::from_secs(5));
+        assert!(latency.read(at(0)).unwrap() >= 9.0, "at least what it was");
+    }
+}
