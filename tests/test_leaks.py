@@ -13,6 +13,7 @@ from tidegate import (
     Backend,
     BackendQuota,
     DeadlineExceededError,
+    HealthMonitor,
     RateLimitScheduler,
     RequestCancelledError,
     RequestFailedError,
@@ -235,7 +236,7 @@ async def test_failed_requests_can_be_collected(use, in_thread, isolation):
 
     refs = []
     backend = Backend("api", plain if in_thread else on_loop)
-    async with RateLimitScheduler([backend], retry=TWICE) as scheduler:
+    async with RateLimitScheduler([backend], retry=TWICE, health=HealthMonitor(enabled=False)) as scheduler:
         for _ in range(20):
             target = Thing()
             refs.append(weakref.ref(target))

@@ -28,6 +28,7 @@ from tidegate._errors import (
     TidegateError,
 )
 from tidegate._feasibility import Feasibility
+from tidegate._health import Health, HealthMonitor
 from tidegate._lease import Lease
 from tidegate._limiter import Limiter
 from tidegate._options import Priority, Retry
@@ -57,6 +58,8 @@ __all__ = [
     "Event",
     "Fair",
     "Feasibility",
+    "Health",
+    "HealthMonitor",
     "InternalError",
     "Lease",
     "Ledger",

@@ -10,6 +10,7 @@ from itertools import cycle
 from tidegate import _core
 from tidegate._backend import Backend
 from tidegate._errors import ConfigError
+from tidegate._health import Health
 from tidegate._quota import BackendQuota, Limit
 from tidegate._runner import Runner, runner_of
 from tidegate._snapshot import BackendState, Event, LimitState, Step
@@ -146,14 +147,17 @@ class Backends:
     def event(
         self,
         kind: str,
-        backend: str,
+        backend: str | None,
         seconds: float | None,
         step: tuple[int, str, str, int] | None,
         scope: tuple[str, str] | None,
+        evidence: tuple[int | None, tuple[int, int] | None],
     ) -> Event:
         """A change of state, in words."""
-        if step is None:
-            return Event(kind, backend, seconds, scope=scope)
+        if step is None or backend is None:
+            account, of = evidence
+            failed, attempts = of or (0, 0)
+            return Event(kind, backend, seconds, scope=scope, account=account, failed=failed, attempts=attempts)
         number, before, after, used = step
         per = scope and scope[0]
         limits = [limit for limit in self._entries[backend].quota.limits if limit.per == per]
@@ -163,7 +167,7 @@ class Backends:
 
     def hear(self, event: Event | None) -> None:
         """Close one on which nothing runs any more."""
-        if event is None or event.kind != "backend_gone":
+        if event is None or event.kind != "backend_gone" or event.backend is None:
             return
         entry = self._entries.pop(event.backend)
         del self._runners[event.backend]
@@ -174,7 +178,7 @@ class Backends:
     def states(self) -> dict[str, BackendState]:
         """How each stands now, and its limits."""
         states = {}
-        for name, state, until, in_flight, strays, (sent, rejected), share, of_all, of_each in self._core.status():
+        for name, (state, until), counts, share, (health, latency), of_all, of_each in self._core.status():
             entry = self._entries.get(name)
             if entry is None:  # its end is about to be told
                 continue
@@ -191,7 +195,9 @@ class Backends:
                 _limit_state(limit, account if has_accounts else None, *usage, scopes=values, waiting=blocked)
                 for limit, (account, usage, values, blocked) in zip(each, of_each, strict=False)
             ]
-            states[name] = BackendState(state, until, in_flight, strays, sent, rejected, share, tuple(rows))
+            of_accounts = tuple(Health(*row) for row in health)
+            best = max(of_accounts, key=lambda health: health.score)
+            states[name] = BackendState(state, until, *counts, share, tuple(rows), best, of_accounts, latency)
         return states
 
     def supplies(self) -> "tuple[list[tuple[tuple[str, ...], BackendQuota, int]], dict[str, int]]":

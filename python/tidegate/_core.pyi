@@ -177,6 +177,7 @@ class Schedule:
 @final
 class Core:
     def __new__(cls, capacity: int, order: Order, seed: int, retry: Retry, clock: ManualClock | None, /) -> Self: ...
+    def watch_health(self, base: float, cap: float, sole_cap: float, ramp: float, /) -> None: ...
     def add_backend(self, backend: Backend, runner: Callable[[Request], Awaitable[object]], /) -> None: ...
     def remove_backend(self, name: str, drain: bool, /) -> None: ...
     def set_quota(self, name: str, quota: BackendQuota, /) -> None: ...
@@ -213,7 +214,14 @@ class Core:
     def take(self, worker: int, /) -> Request | None: ...
     def finish_and_take(self, worker: int, value: object, /) -> Request | None: ...
     def finish(
-        self, worker: int, outcome: int, result: object, status: int | None = None, headers: Mapping[str, str] | None = None, /
+        self,
+        worker: int,
+        outcome: int,
+        result: object,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        is_local: bool = False,
+        /,
     ) -> None: ...
     def give_up(self, worker: int, error: BaseException, /) -> None: ...
     def retire(self, worker: int, /) -> None: ...
@@ -228,7 +236,16 @@ class Core:
         int,
         float | None,
         bool,
-        list[tuple[str, str, float | None, tuple[int, str, str, int] | None, tuple[str, str] | None]],
+        list[
+            tuple[
+                str,
+                str | None,
+                float | None,
+                tuple[int, str, str, int] | None,
+                tuple[str, str] | None,
+                tuple[int | None, tuple[int, int] | None],
+            ]
+        ],
     ]: ...
     def watch_idle(self) -> None: ...
     def watch_room(self) -> None: ...
@@ -249,12 +266,10 @@ class Core:
     ) -> list[
         tuple[
             str,
-            str,
+            tuple[str, float | None],
+            tuple[int, int, int, int],
             float | None,
-            int,
-            int,
-            tuple[int, int],
-            float | None,
+            tuple[list[tuple[str, float, float | None]], float | None],
             list[tuple[int, tuple[str, int, int, float | None]]],
             list[tuple[int, tuple[str, int, int, float | None], int, int]],
         ]

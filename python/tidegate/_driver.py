@@ -255,12 +255,27 @@ class Driver:
                 step.after,
                 step.before,
             )
+        elif event.kind == "backend_down":
+            of = f"{event.failed} of {event.attempts} attempts failed" if event.failed else "it failed when it was tried again"
+            logger.warning("%s is down (%s): nothing is sent to it for %.3g s, then one request", _name(event), of, event.seconds)
+        elif event.kind in {"backend_recovering", "backend_up"}:
+            logger.info("%s %s", _name(event), "answers again" if event.kind == "backend_recovering" else "is up again")
+        elif event.kind == "own_fault":
+            logger.warning(
+                "%d of %d backends fail on this side of the line: none is held back for that", event.failed, event.attempts
+            )
+        elif event.kind == "own_fault_over":
+            logger.info("backends are reached again")
         elif event.kind == "backend_gone":
             logger.info("%s was removed: nothing runs on it any more", event.backend)
         else:
             logger.info("%s accepts requests again", event.backend)
         for listener in list(self._listeners):
             listener(event)
+
+
+def _name(event: Event) -> str:
+    return f"{event.backend}" if event.account is None else f"{event.backend}, account {event.account},"
 
 
 def _resolve(future: asyncio.Future[bool], result: bool) -> None:

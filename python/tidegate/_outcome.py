@@ -1,5 +1,6 @@
 """What an attempt came to, read from what its handler returned or raised."""
 
+import socket
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
@@ -7,6 +8,11 @@ from typing import NamedTuple
 from tidegate import _core
 from tidegate._errors import BackendRateLimitedError, BackendRejectedError
 from tidegate._quota import is_number
+
+# In the names of clients' exceptions that say so themselves.
+LOCAL = ("Proxy", "NameResolution", "DNSError")
+# Exceptions that are looked into.
+MOST_WRAPPED = 32
 
 
 class Outcome(IntEnum):
@@ -23,11 +29,12 @@ class Outcome(IntEnum):
 
 
 class Verdict(NamedTuple):
-    """An exception, read: its outcome, and what the server said if it carries an answer."""
+    """An exception, read: its outcome, what the server said if it carries an answer, whether it is of this side of the line."""
 
     outcome: Outcome
     status: int | None = None
     headers: Mapping[str, str] | None = None
+    is_local: bool = False
 
 
 class Classified(Exception):  # noqa: N818 - a signal between a runner and its worker, never seen by users
@@ -74,11 +81,27 @@ def _read(error: Exception) -> Verdict:
             return Verdict(Outcome.NEUTRAL)
     status, carrier = _status_of(error)
     if status is None:
-        return Verdict(Outcome.FAILED)
+        return Verdict(Outcome.FAILED, is_local=_is_local(error))
     headers = getattr(carrier, "headers", None)
     if headers is None:
         headers = getattr(getattr(error, "response", None), "headers", None)
     return Verdict(Outcome(_core.outcome_of_status(status, headers)), status, headers)
+
+
+def _is_local(error: BaseException) -> bool:
+    """Whether a failure is of this side of the line: no name was found, no proxy was there. Clients wrap what says so."""
+    pending: list[object] = [error]
+    for _ in range(MOST_WRAPPED):
+        if not pending:
+            break
+        inner = pending.pop()
+        if not isinstance(inner, BaseException):
+            continue
+        if isinstance(inner, socket.gaierror) or any(word in type(inner).__name__ for word in LOCAL):
+            return True
+        reasons = (getattr(inner, name, None) for name in ("__cause__", "__context__", "os_error", "reason"))
+        pending += [*inner.args[:1], *reasons]
+    return False
 
 
 def _retry_after(seconds: float | None) -> Mapping[str, str] | None:

@@ -21,6 +21,7 @@ from tidegate._clock import ManualClock
 from tidegate._driver import Driver
 from tidegate._errors import ConfigError, QueueFullError, SchedulerClosedError
 from tidegate._events import Events
+from tidegate._health import HealthMonitor
 from tidegate._lease import Slot
 from tidegate._options import Priority, Retry
 from tidegate._order import Order
@@ -111,6 +112,7 @@ class RateLimitScheduler:
         retry: How failed attempts are retried.
         isolation: `"worker"`: handlers run in a pool of long-lived tasks and see the scheduler's context. `"task"`: each
             attempt has a task of its own and sees the context of who submitted it; costs about 2 µs more.
+        health: Whether and how a backend that fails is held back; by default as `HealthMonitor()` says.
         clock: A `tidegate.testing.ManualClock` for virtual time; None for real time.
         seed: Of the random back-offs; None for a different one each time.
 
@@ -137,6 +139,7 @@ class RateLimitScheduler:
         capacity: int = 1_000_000,
         retry: Retry = Retry(),  # noqa: B008 - frozen
         isolation: Literal["worker", "task"] = "worker",
+        health: HealthMonitor | None = None,
         clock: ManualClock | None = None,
         seed: int | None = None,
     ) -> None:
@@ -149,6 +152,9 @@ class RateLimitScheduler:
         if clock is not None and not isinstance(clock, ManualClock):
             msg = f"clock={clock!r}: give a tidegate.testing.ManualClock, or None for real time"
             raise ConfigError(msg, option="clock", value=clock)
+        if health is not None and not isinstance(health, HealthMonitor):
+            msg = f"health={health!r}: give a HealthMonitor, or None for the usual one"
+            raise ConfigError(msg, option="health", value=health)
         if seed is not None and not isinstance(seed, int):
             msg = f"seed={seed!r}: give an integer, or None for a different one each time"
             raise ConfigError(msg, option="seed", value=seed)
@@ -157,6 +163,9 @@ class RateLimitScheduler:
         self._clock = clock
         seed = int.from_bytes(os.urandom(8)) if seed is None else seed % 2**64
         self._core = _core.Core(capacity, checked_order(order), seed, retry, clock)
+        health = health or HealthMonitor()
+        if health.enabled:
+            self._core.watch_health(health.pause, health.longest_pause, health.longest_sole_pause, health.ramp)
         self._backends = Backends(self._core, backends)
         self._driver: Driver | None = None
         self._closed = False

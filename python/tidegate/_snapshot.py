@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tidegate._health import Health
+
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
@@ -58,12 +60,13 @@ class LimitState:
 class BackendState:
     """One backend at one moment; with accounts, as the one that takes a request first.
 
-    `state` is `"open"`, `"limited"`, `"full"` (concurrency), `"closed"` (by the server) or `"draining"` (removed);
-    `next_eligible_in` the seconds until that may change, None when only an event can; `strays` the attempts in flight that were
-    given up. `sent` is how many messages went there so far, redirects and pages too, and `rejected` how many of them the server
-    rejected for its limits. `utilisation` is the share of what was possible, from 0 to 1: units sent and not rejected, of those
-    that the declared limits let through in the time during which something waited for it; since its quota was last changed; None
-    without limits, or as long as nothing has waited.
+    `state` is `"open"`, `"limited"`, `"full"` (concurrency), `"closed"` (by the server), `"down"` (it fails) or `"draining"`
+    (removed); `next_eligible_in` the seconds until that may change, None when only an event can; `strays` the attempts in flight
+    that were given up. `sent` is how many messages went there so far, redirects and pages too, and `rejected` how many of them
+    the server rejected for its limits. `utilisation` is the share of what was possible, from 0 to 1: units sent and not
+    rejected, of those that the declared limits let through in the time during which something waited for it; since its quota
+    was last changed; None without limits, or as long as nothing has waited. `health` is that of the account that does best,
+    `accounts` have the health of each, in order; `latency` are the seconds that it takes to answer, as far as is known now.
     """
 
     state: str
@@ -74,6 +77,9 @@ class BackendState:
     rejected: int
     utilisation: float | None
     limits: tuple[LimitState, ...]
+    health: Health
+    accounts: tuple[Health, ...]
+    latency: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +112,19 @@ class Event:
     """A change of state.
 
     `kind` is `"limit_closed"` (until `seconds` later), `"limit_reopened"`, `"limit_stepped"` (by `step`: the server counts
-    otherwise than was thought), or `"backend_gone"` (it was removed, and nothing runs on it any more).
+    otherwise than was thought), `"backend_down"` (it fails: nothing is sent for `seconds`), `"backend_recovering"`,
+    `"backend_up"`, or `"backend_gone"` (it was removed, and nothing runs on it any more). With those of health, `failed` of
+    `attempts` are those that spoke against it, and `account` is the place of its account, from 0, if it has several.
+    `"own_fault"`: `failed` of `attempts` backends fail on this side of the line at once, as when names are not found, so that
+    none is held back for it; until `"own_fault_over"`. Both are of no `backend`.
     `scope` is the name and the value of the scope whose limits these are, for a limit that is `per` something.
     """
 
     kind: str
-    backend: str
+    backend: str | None
     seconds: float | None
     step: Step | None = None
     scope: tuple[str, str] | None = None
+    account: int | None = None
+    failed: int = 0
+    attempts: int = 0

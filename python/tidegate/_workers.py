@@ -171,6 +171,6 @@ class Workers:
                 finish(worker, Outcome.NEUTRAL, error)
                 raise error
             case _:
-                outcome, status, headers = verdict_of(error)
-                finish(worker, outcome, error, status, headers)
+                outcome, status, headers, is_local = verdict_of(error)
+                finish(worker, outcome, error, status, headers, is_local)
         return True

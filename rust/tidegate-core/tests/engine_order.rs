@@ -550,7 +550,9 @@ impl Pair {
                 let Some(lease) = self.attempt(*index) else { return Ok(()) };
                 let (outcome, answer) = match end {
                     End::Ok => (Outcome::Ok, Answer::default()),
-                    End::Limited(retry_after) => (Outcome::Limited, Answer { status: None, retry_after: *retry_after, is_local: false }),
+                    End::Limited(retry_after) => {
+                        (Outcome::Limited, Answer { status: None, retry_after: *retry_after, is_local: false })
+                    }
                     End::Failed(status) => (Outcome::Failed, Answer { status: *status, retry_after: None, is_local: false }),
                     End::Unsent => (Outcome::Failed, Answer::default()),
                 };

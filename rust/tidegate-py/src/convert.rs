@@ -7,6 +7,7 @@ use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString};
 use tidegate_core::engine::{Answer, BackendId, Outcome};
+use tidegate_core::health::Phase;
 use tidegate_core::retry_after;
 use tidegate_core::time::{Instant, Span};
 
@@ -189,6 +190,16 @@ pub(crate) fn outcome(code: u8) -> Outcome {
         1 => Outcome::Limited,
         2 => Outcome::Failed,
         _ => Outcome::Neutral,
+    }
+}
+
+/// The word for where a backend stands.
+pub(crate) fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Up => "up",
+        Phase::Open { .. } => "open",
+        Phase::Probe { .. } => "probe",
+        Phase::Ramp { .. } => "ramp",
     }
 }
 

@@ -15,6 +15,7 @@ use tidegate_core::engine::{
     Answer, BackendId, BackendSpec, BackendState, ClassError, ColdStart, Engine, Flags, Handle, LeaseId, Options, Outcome,
     Recharge, Spends,
 };
+use tidegate_core::health::{Monitor, Phase};
 use tidegate_core::limit::{Eligible, Usage};
 use tidegate_core::queue::Order;
 use tidegate_core::queue::ingress::{self, Producer, Room};
@@ -355,6 +356,15 @@ impl Core {
         Core { state: Mutex::new(State::new(engine, consumer)), clock, room, producer, origin: OnceLock::new() }
     }
 
+    /// Has the health of backends watched: seconds of the first pause at most, of any, of any for one without a substitute, and of the ramp.
+    #[pyo3(signature = (base, cap, sole_cap, ramp, /))]
+    fn watch_health(&self, base: f64, cap: f64, sole_cap: f64, ramp: f64) -> PyResult<()> {
+        let span = |seconds| convert::span(seconds).unwrap_or(Span::ZERO);
+        let (base, cap, sole_cap, ramp) = (span(base), span(cap), span(sole_cap), span(ramp));
+        self.lock()?.engine.watch_health(Monitor { enabled: true, base, cap, sole_cap, ramp });
+        Ok(())
+    }
+
     /// Adds a `tidegate.Backend`, whose attempts `runner` runs.
     #[pyo3(signature = (backend, runner, /))]
     fn add_backend(&self, py: Python<'_>, backend: BackendOptions, runner: Py<PyAny>) -> PyResult<()> {
@@ -611,7 +621,7 @@ impl Core {
     }
 
     /// A worker's attempt ended otherwise than with a plain value. With the outcome OK, `result` is its value.
-    #[pyo3(signature = (worker, outcome, result, status=None, headers=None, /))]
+    #[pyo3(signature = (worker, outcome, result, status=None, headers=None, is_local=false, /))]
     fn finish(
         &self,
         worker: u32,
@@ -619,8 +629,10 @@ impl Core {
         result: &Bound<'_, PyAny>,
         status: Option<u16>,
         headers: Option<&Bound<'_, PyAny>>,
+        is_local: bool,
     ) -> PyResult<()> {
-        let attempt = (convert::outcome(outcome), convert::answer(status, headers, None), false);
+        let answer = Answer { is_local, ..convert::answer(status, headers, None) };
+        let attempt = (convert::outcome(outcome), answer, false);
         self.end_attempt(worker, attempt, result)
     }
 
@@ -787,11 +799,20 @@ impl Core {
                 BackendState::Limited(at) => ("limited", at.map(until)),
                 BackendState::Full => ("full", None),
                 BackendState::Closed(at) => ("closed", Some(until(at))),
+                BackendState::Down(at) => ("down", at.map(until)),
                 BackendState::Draining => ("draining", None),
             };
+            let health: Vec<_> = status
+                .health()
+                .map(|(phase, score)| {
+                    let tried_again = if let Phase::Open { until: at } = phase { Some(until(at)) } else { None };
+                    (convert::phase(phase), score, tried_again)
+                })
+                .collect();
             let share = status.share().map(|share| share.used as f64 / share.possible as f64);
             let sent = (status.messages(), status.rejections());
-            Some((backend.name.clone_ref(py), word, change, status.in_flight(), status.strays(), sent, share, limits, scoped))
+            let counts = (status.in_flight(), status.strays(), sent.0, sent.1);
+            Some((backend.name.clone_ref(py), (word, change), counts, share, (health, status.latency()), limits, scoped))
         });
         let rows: Vec<_> = rows.collect();
         drop(state);

@@ -12,6 +12,7 @@ use tidegate_core::engine::{
     Action, Answer, BackendId, Ended, Ending, Engine, Event, Finished, Handle, LeaseId, Outcome, Scope, Slice, Staffing, Stage,
     Submission,
 };
+use tidegate_core::health::Phase;
 use tidegate_core::queue::ingress::Consumer;
 use tidegate_core::time::{Instant, Span};
 
@@ -81,8 +82,17 @@ type Finish = (Option<Conclusion>, Option<Py<PyAny>>);
 
 /// A change of state: its kind, the backend, seconds that it lasts, and a step of the kind ladder: the ordinal of the limit, the kinds
 /// before and after, units used.
-pub(crate) type Change =
-    (&'static str, Py<PyString>, Option<f64>, Option<(u16, &'static str, &'static str, u32)>, Option<(String, String)>);
+pub(crate) type Change = (
+    &'static str,
+    Option<Py<PyString>>,
+    Option<f64>,
+    Option<(u16, &'static str, &'static str, u32)>,
+    Option<(String, String)>,
+    Evidence,
+);
+
+/// Which account of a backend, and of how many attempts so many failed; of how many backends so many do.
+pub(crate) type Evidence = (Option<u32>, Option<(u32, u32)>);
 
 /// What a pump found to do.
 pub(crate) struct News {
@@ -478,16 +488,27 @@ impl State {
         let mut events = Vec::new();
         while let Some(event) = self.engine.pop_event() {
             let name = |id: BackendId| self.backends[usize::from(id.0)].name.clone_ref(py);
+            let none: Evidence = (None, None);
             events.push(match event {
                 Event::LimitClosed { backend, scope, until } => {
-                    ("limit_closed", name(backend), Some(seconds(until.since(now))), None, pair(scope))
+                    ("limit_closed", Some(name(backend)), Some(seconds(until.since(now))), None, pair(scope), none)
                 }
-                Event::LimitReopened { backend, scope } => ("limit_reopened", name(backend), None, None, pair(scope)),
+                Event::LimitReopened { backend, scope } => ("limit_reopened", Some(name(backend)), None, None, pair(scope), none),
                 Event::LimitStepped { backend, scope, step } => {
                     let step = (step.limit, quota::word(step.from), quota::word(step.to), step.used);
-                    ("limit_stepped", name(backend), None, Some(step), pair(scope))
+                    ("limit_stepped", Some(name(backend)), None, Some(step), pair(scope), none)
                 }
-                Event::BackendGone { backend } => ("backend_gone", name(backend), None, None, None),
+                Event::BackendGone { backend } => ("backend_gone", Some(name(backend)), None, None, None, none),
+                Event::HealthChanged { backend, account, turn } => {
+                    let (kind, until) = match turn.phase {
+                        Phase::Open { until } => ("backend_down", Some(seconds(until.since(now)))),
+                        Phase::Up => ("backend_up", None),
+                        Phase::Probe { .. } | Phase::Ramp { .. } => ("backend_recovering", None),
+                    };
+                    (kind, Some(name(backend)), until, None, None, (account, Some((turn.failed, turn.attempts))))
+                }
+                Event::OwnFault { backends, of } => ("own_fault", None, None, None, None, (None, Some((backends, of)))),
+                Event::OwnFaultOver => ("own_fault_over", None, None, None, None, none),
                 _ => continue,
             });
         }

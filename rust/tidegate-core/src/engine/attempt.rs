@@ -373,7 +373,8 @@ impl Engine {
         let patience = self.own_fault.failures.max(1);
         let backoff = self.retry.backoff(patience, &mut self.random);
         let set = self.classes[self.requests.get(slot).class as usize].set;
-        let goes_elsewhere = self.own_fault.since.is_none() && self.sets[set as usize].backends.iter().any(|&other| self.works(other));
+        let goes_elsewhere =
+            self.own_fault.since.is_none() && self.sets[set as usize].backends.iter().any(|&other| self.works(other));
         if goes_elsewhere {
             self.ledger.leased -= 1;
             self.enqueue(now, slot, true);

@@ -96,6 +96,9 @@ impl Blocked {
     }
 }
 
+/// The scope that the shells take from a target's URL.
+const HOST: &str = "host";
+
 #[derive(Debug)]
 pub(super) struct Backend {
     pub(super) presence: Presence,
@@ -124,6 +127,8 @@ pub(super) struct Backend {
     pub(super) watched: bool,
     /// Its accounts have limits by scope.
     pub(super) is_scoped: bool,
+    /// One of them counts by host: it is the hosts that fail, not the backend.
+    pub(super) is_many_hosts: bool,
     /// Classes that no account admits which was open, while another was not.
     pub(super) elsewhere: BTreeSet<u32>,
     /// Those of its accounts that are kept for the cost of a head.
@@ -151,6 +156,7 @@ impl Backend {
             timed: Timed::NONE,
             watched: false,
             is_scoped: !spec.scoped.is_empty(),
+            is_many_hosts: is_many_hosts(&spec.scoped),
             elsewhere: BTreeSet::new(),
             reserved: Vec::new(),
             sets: Vec::new(),
@@ -163,13 +169,18 @@ impl Backend {
     }
 }
 
+/// Whether limits count by the host of a URL.
+pub(super) fn is_many_hosts(scoped: &[ScopedLimits]) -> bool {
+    scoped.iter().any(|limits| &*limits.scope == HOST)
+}
+
 /// An interned set of backends, with clocks of the time during which none of them was open.
 #[derive(Debug)]
 pub(super) struct BackendSet {
     pub(super) backends: Box<[u16]>,
     /// Classes that wait for it.
     pub(super) classes: u32,
-    /// When something last began to wait for it.
+    /// When something last began to wait for it, or had waited.
     pub(super) used_at: Instant,
     open: u32,
     /// Blocked by a limit. The others are at their concurrency cap.
@@ -184,7 +195,16 @@ impl BackendSet {
     /// With all of its backends open: those that are not are to be told by [`change`](BackendSet::change).
     pub(super) fn new(backends: Box<[u16]>, now: Instant) -> BackendSet {
         let open = backends.len() as u32;
-        BackendSet { backends, classes: 0, used_at: now, open, limited: 0, changed_at: now, limit: Span::ZERO, concurrency: Span::ZERO }
+        BackendSet {
+            backends,
+            classes: 0,
+            used_at: now,
+            open,
+            limited: 0,
+            changed_at: now,
+            limit: Span::ZERO,
+            concurrency: Span::ZERO,
+        }
     }
 
     /// One of other backends, all of them open, whose clocks go on from here.

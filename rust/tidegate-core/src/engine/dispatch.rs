@@ -190,6 +190,7 @@ impl Engine {
     fn lease(&mut self, now: Instant, slot: u32, (id, account): (u16, u32)) -> Leased {
         let class = self.requests.get(slot).class;
         let waiting = &mut self.classes[class as usize];
+        self.sets[waiting.set as usize].used_at = now;
         let cost = waiting.cost;
         let head = waiting.queue.pop(&mut self.requests);
         debug_assert_eq!(head, Some(slot));

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::account::Account;
-use super::backend::BackendSet;
+use super::backend::{BackendSet, is_many_hosts};
 use super::event::{Ending, Event};
 use super::lease::OnTheWay;
 use super::scope::ScopedLimits;
@@ -174,6 +174,7 @@ impl Engine {
         concurrency: Option<u32>,
     ) {
         let used_up_at = self.accounts[self.backends[usize::from(id.0)].accounts.all().start as usize].used_up_at;
+        let many_hosts = is_many_hosts(scoped);
         let scoped = self.scoped_quotas(scoped, used_up_at);
         for index in self.backends[usize::from(id.0)].accounts.all() {
             let mut on_the_way = OnTheWay::default();
@@ -183,6 +184,7 @@ impl Engine {
             account.scoped = scoped.clone();
             for backend in account.backends.clone() {
                 self.backends[usize::from(backend)].is_scoped = !scoped.is_empty();
+                self.backends[usize::from(backend)].is_many_hosts = many_hosts;
             }
             account.tally.restart(now);
             self.refit_scopes(now, index);

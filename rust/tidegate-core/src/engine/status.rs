@@ -7,7 +7,9 @@ use super::backend::{Backend, Blocked, Cause};
 use super::eligibility::Presence;
 use super::scope::Scopes;
 use super::tally::Share;
+use super::ward::Ward;
 use super::{BackendId, Engine};
+use crate::health::{Monitor, Phase};
 use crate::limit::{GateState, Limit, Usage};
 use crate::time::Instant;
 
@@ -22,6 +24,8 @@ pub enum BackendState {
     Full,
     /// Its server rejected a message; until when.
     Closed(Instant),
+    /// It does not work; until when nothing is sent to it, if that is known.
+    Down(Option<Instant>),
     /// It was removed, and serves what no other one can, or what still runs.
     Draining,
 }
@@ -31,6 +35,8 @@ pub enum BackendState {
 pub struct BackendStatus<'a> {
     backend: &'a Backend,
     accounts: &'a [Account],
+    wards: &'a [Ward],
+    monitor: &'a Monitor,
     /// The number of the first of them.
     first: u32,
     scopes: &'a Scopes,
@@ -65,6 +71,10 @@ impl<'a> BackendStatus<'a> {
         if self.backend.presence != Presence::Here {
             return BackendState::Draining;
         }
+        if !self.wards.iter().any(Ward::is_trusted) {
+            let until = self.wards.iter().map(|ward| ward.tried_again_at()).min().flatten();
+            return BackendState::Down(until);
+        }
         let state = |account: &Account| match (account.quota.gate(self.now), account.blocked) {
             (GateState::Closed(until), _) => BackendState::Closed(until),
             (_, None) => BackendState::Open,
@@ -77,7 +87,8 @@ impl<'a> BackendStatus<'a> {
             BackendState::Full => (2, None),
             BackendState::Limited(until) => (3, until),
             BackendState::Closed(until) => (4, Some(until)),
-            BackendState::Draining => (5, None),
+            BackendState::Down(until) => (5, until),
+            BackendState::Draining => (6, None),
         };
         self.accounts.iter().map(state).min_by_key(rank).unwrap_or(BackendState::Full)
     }
@@ -90,6 +101,17 @@ impl<'a> BackendStatus<'a> {
     /// Of those, the ones that were given up.
     pub fn strays(&self) -> u32 {
         self.backend.strays
+    }
+
+    /// How it is doing on each account: where it stands, and its score.
+    pub fn health(&self) -> impl Iterator<Item = (Phase, f64)> + use<'a> {
+        let &BackendStatus { wards, monitor, now, .. } = self;
+        wards.iter().map(move |ward| (ward.health.phase(), ward.health.score(now, monitor)))
+    }
+
+    /// Seconds that it takes to answer, if that is known.
+    pub fn latency(&self) -> Option<f64> {
+        self.backend.latency.read(self.now)
     }
 
     /// Messages that were sent so far, those that were rejected included.
@@ -152,6 +174,8 @@ impl Engine {
     pub fn status(&self, id: BackendId, now: Instant) -> BackendStatus<'_> {
         let backend = &self.backends[usize::from(id.0)];
         let (accounts, first) = (&self.accounts[backend.accounts.span()], backend.accounts.all().start);
-        BackendStatus { backend, accounts, first, scopes: &self.scopes, now }
+        let first_ward = backend.first_ward as usize;
+        let wards = &self.wards[first_ward..first_ward + accounts.len()];
+        BackendStatus { backend, accounts, wards, monitor: &self.monitor, first, scopes: &self.scopes, now }
     }
 }

@@ -68,6 +68,19 @@ pub(super) struct OwnFault {
 }
 
 impl Ward {
+    /// Whether more than a probe may go.
+    pub(super) fn is_trusted(&self) -> bool {
+        matches!(self.health.phase(), Phase::Up | Phase::Ramp { .. })
+    }
+
+    /// When it is tried again, if nothing is sent to it until then.
+    pub(super) fn tried_again_at(&self) -> Option<Instant> {
+        match self.health.phase() {
+            Phase::Open { until } => Some(until),
+            _ => None,
+        }
+    }
+
     /// Attempts that its health lets start now.
     pub(super) fn room(&self) -> usize {
         self.health.room(self.running) as usize
@@ -126,10 +139,10 @@ impl Engine {
     /// An attempt has shown what its backend does. Once for each attempt; later calls change nothing.
     #[inline]
     pub(super) fn judge(&mut self, now: Instant, lease: u32, sign: Sign) {
-        if !self.monitor.enabled {
+        let leased = self.leases.get_mut(lease);
+        if !self.monitor.enabled || self.backends[usize::from(leased.backend)].is_many_hosts {
             return;
         }
-        let leased = self.leases.get_mut(lease);
         if std::mem::replace(&mut leased.trial.settled, true) {
             return;
         }
@@ -187,10 +200,7 @@ impl Engine {
 
     /// When a backend that is known not to work on an account is tried again.
     pub(super) fn tried_again_at(&self, id: u16, account: u32) -> Option<Instant> {
-        match self.wards[self.ward_of(id, account)].health.phase() {
-            Phase::Open { until } => Some(until),
-            _ => None,
-        }
+        self.wards[self.ward_of(id, account)].tried_again_at()
     }
 
     /// A failure on this side of the line. Whether it is suspected to be no fault of the backends.
@@ -201,9 +211,7 @@ impl Engine {
         let index = self.ward_of(id, account);
         self.wards[index].local_failure = Some(now);
         let here: Vec<u16> = self.present().collect();
-        let fails = |id: &&u16| {
-            self.wards_of(**id).any(|ward| ward.local_failure.is_some_and(|at| now.since(at) <= AT_ONCE))
-        };
+        let fails = |id: &&u16| self.wards_of(**id).any(|ward| ward.local_failure.is_some_and(|at| now.since(at) <= AT_ONCE));
         let failing = here.iter().filter(fails).count();
         if here.len() >= 2 && 2 * failing > here.len() && self.own_fault.since.is_none() {
             self.own_fault.since = Some(now);
@@ -264,9 +272,10 @@ impl Engine {
     /// How often attempts fail elsewhere, on average.
     fn others_risk(&self, now: Instant, index: usize) -> f64 {
         let mine = &self.wards[index];
-        let others = self.present().flat_map(|id| self.wards_of(id)).filter(|ward| {
-            (ward.backend, ward.account) != (mine.backend, mine.account)
-        });
+        let others = self
+            .present()
+            .flat_map(|id| self.wards_of(id))
+            .filter(|ward| (ward.backend, ward.account) != (mine.backend, mine.account));
         let (sum, count) = others.fold((0.0, 0u32), |(sum, count), ward| (sum + ward.health.risk(now), count + 1));
         if count == 0 { 0.0 } else { sum / f64::from(count) }
     }
@@ -284,7 +293,9 @@ impl Engine {
             others.copied().any(|other| self.wards_of(other).any(works))
         };
         let is_in_use = |set: &&u32| now.since(self.sets[**set as usize].used_at) <= IN_USE;
-        backend.sets.iter().filter(is_in_use).any(|&set| !has_substitute(set))
+        // What has waited for longer without an attempt waits for one of these.
+        let any_in_use = backend.sets.iter().any(|set| is_in_use(&set));
+        backend.sets.iter().filter(|set| !any_in_use || is_in_use(set)).any(|&set| !has_substitute(set))
     }
 
     fn turned(&mut self, index: usize, turn: Turn) {
