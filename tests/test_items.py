@@ -126,9 +126,10 @@ async def test_a_stream_gives_each_item_as_it_comes(kind, log):
     assert scheduler.ledger().delivered == 2
 
 
-async def test_each_item_comes_once_though_attempts_are_repeated(kind, log):
+@pytest.mark.parametrize("isolation", ["worker", "task"])
+async def test_each_item_comes_once_though_attempts_are_repeated(isolation, kind, log):
     backend = numbers(kind, log, fails_at=(7, 3, 20, 39))
-    async with RateLimitScheduler([backend], retry=AGAIN) as scheduler:
+    async with RateLimitScheduler([backend], retry=AGAIN, isolation=isolation) as scheduler:
         assert [item async for item in backend.stream(scheduler, 40, buffer=4)] == list(range(40))
     assert log.attempts == 5
 

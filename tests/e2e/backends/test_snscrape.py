@@ -459,9 +459,12 @@ async def test_the_unix_time_of_a_rejection_is_kept(service, serve):
 # ---- What is charged
 
 
-async def test_redirect_hops_are_charged(service, serve):
-    service.faults = {1: lambda _: web.Response(status=302, headers={"Location": "/private"}), 2: lambda _: page("no posts")}
-    backend = SnscrapeBackend("sns", "telegram-channel", "100/s", base_url=await serve(service.answer))
+@pytest.mark.parametrize("location", ["/private", "https://t.me/private", "{base}private"])
+async def test_redirect_hops_are_charged(location, service, serve):
+    base = await serve(service.answer)
+    moved = {"Location": location.format(base=base)}
+    service.faults = {1: lambda _: web.Response(status=302, headers=moved), 2: lambda _: page("no posts")}
+    backend = SnscrapeBackend("sns", "telegram-channel", "100/s", base_url=base)
     async with RateLimitScheduler([backend]) as scheduler:
         assert (await scheduler.fetch("private")).value == []
         assert scheduler.snapshot().backends["sns"].sent == 2
