@@ -74,11 +74,17 @@ class Engine:
         manager: The backend manager.
         quotas: By name of the backend; when empty, filled with all that the manager names.
         clock: For virtual time.
+
+    Attributes:
+        manager: As given; it may be replaced.
+        now: Its clock, in seconds since the Unix epoch.
+        guests: Each is called before it stops, and cancels what others than the owner have submitted.
     """
 
     def __init__(self, manager: Any, quotas: dict[str, BackendQuota], clock: ManualClock | None) -> None:
         self.now = now_by(clock)
-        self._manager = manager
+        self.guests: set[Callable[[], None]] = set()
+        self.manager = manager
         self._quotas = quotas
         self._has_usual_quotas = not quotas
         self._clock = clock
@@ -97,8 +103,10 @@ class Engine:
             quota._serve(self.now, self._wait_of)  # noqa: SLF001 - the quota's other half
 
     async def stop(self) -> None:
-        """Serve no more. All tickets must have been cancelled; what the limits remember stays."""
+        """Serve no more. Its owner has cancelled all that is pending; what the limits remember stays."""
         self._is_running = False
+        for cancel in list(self.guests):
+            cancel()
         await self._scheduler._leave()  # noqa: SLF001 - it is entered again
         self._rest()
 
@@ -126,11 +134,11 @@ class Engine:
     def look_for_backends(self) -> None:
         """Have a quota for each backend there is, and the scheduler know them all as they are now."""
         if self._has_usual_quotas:
-            names = self._manager.get_available_backends()
+            names = self.manager.get_available_backends()
             for name in names if isinstance(names, list | tuple | set) else ():
                 if name not in self._quotas:
                     self._quotas[name] = BackendQuota(name, *USUAL_QUOTAS.get(name, OTHER_QUOTA))
-        own = getattr(self._manager, "backends", None)
+        own = getattr(self.manager, "backends", None)
         self._named = {backend.get_name(): backend for backend in own} if isinstance(own, list) else {}
         for name in self._declared.keys() - self._quotas.keys():
             del self._declared[name]
@@ -179,7 +187,7 @@ class Engine:
         quota.record_request_start()
         started_at = self.now()
         try:
-            result = await _scrape(backend or self._manager, job)
+            result = await _scrape(backend or self.manager, job)
             if not result.success:
                 raise ResultError(name, result)
         except asyncio.CancelledError:

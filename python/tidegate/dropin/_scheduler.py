@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from math import inf
 from typing import Any
 
-from tidegate import RequestCancelledError
+from tidegate import ConfigError, RequestCancelledError
 from tidegate._quota import count_of
 from tidegate.dropin._balancer import LoadBalancer
 from tidegate.dropin._engine import Engine
@@ -79,7 +79,6 @@ class RateLimitScheduler:
         *,
         clock: ManualClock | None = None,
     ) -> None:
-        self.backend_manager = backend_manager
         self.storage = storage
         self.quotas: dict[str, BackendQuota] = quotas or {}
         self.request_queue = RequestQueue()
@@ -98,6 +97,16 @@ class RateLimitScheduler:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._live: set[Entry] = set()
         self._ended: asyncio.Queue[Entry] = asyncio.Queue()
+
+    @property
+    def backend_manager(self) -> Any:
+        """The backend manager."""
+        return self._engine.manager
+
+    @backend_manager.setter
+    def backend_manager(self, manager: Any) -> None:
+        self._engine.manager = manager
+        self._engine.look_for_backends()
 
     async def schedule_request(
         self,
@@ -177,6 +186,17 @@ class RateLimitScheduler:
     def __repr__(self) -> str:
         state = "running" if self._running else "stopped"
         return f"<RateLimitScheduler [{', '.join(map(str, self.quotas))}]: {state}, {self.request_queue!r}>"
+
+    def _running_engine(self) -> Engine:
+        """The engine, for who shares it.
+
+        Raises:
+            ConfigError: It does not run on this loop.
+        """
+        if not self._running or self._loop is not asyncio.get_running_loop():
+            msg = f"scheduler={self!r}: start() it first, on this loop"
+            raise ConfigError(msg, option="scheduler", value=self)
+        return self._engine
 
     def _submit(self, entry: Entry) -> None:
         """Hand a request to the engine. Without any backend it waits for the next start."""
