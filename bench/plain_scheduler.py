@@ -260,7 +260,8 @@ class RateLimitScheduler:
 
     async def _scrape(self, target):
         manager = self.backend_manager
-        scrape = manager.scrape_user_tweets if target.is_user else manager.scrape_search_tweets
+        is_search = target.target_type == "search" or target.is_search is True
+        scrape = manager.scrape_search_tweets if is_search else manager.scrape_user_tweets
         result = await scrape(target.value, max_tweets=100)
         if not result.success:
             raise RuntimeError(result.error_message)
