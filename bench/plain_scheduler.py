@@ -58,7 +58,7 @@ class BackendQuota:
         now = time.time()
         for stamps, period in ((self.minute_requests, MINUTE), (self.hour_requests, HOUR)):
             while stamps and now - stamps[0] >= period:
-                stamps.popleft()
+                del stamps[0]
 
     def can_make_request(self):
         self._forget()

@@ -542,6 +542,18 @@ async def test_what_waits_can_be_taken(dropin, storage):
     assert await scheduler.request_queue.dequeue() is None
 
 
+async def test_a_queue_of_ones_own(dropin, storage):
+    scheduler = dropin.RateLimitScheduler(Manager(), storage, plenty(dropin))
+    scheduler.request_queue = dropin.RequestQueue(max_size=2000)
+    targets = users(1500)
+    assert all([await scheduler.schedule_request(target) for target in targets])
+    assert (await scheduler.get_status())["queue_size"] == await scheduler.request_queue.size() == 1500
+    await scheduler.start()
+    await until_processed(scheduler, 100)
+    await scheduler.stop()
+    assert len(storage.rows) >= 100
+
+
 async def test_a_request_put_by_hand_is_served(dropin, storage):
     scheduler = dropin.RateLimitScheduler(Manager(), storage)
     created = datetime.now(UTC).timestamp()
