@@ -1,19 +1,13 @@
 """What a caller of the old scheduler brings: targets, results, backend managers and storages, and how its tests wait."""
 
 import asyncio
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from unittest.mock import AsyncMock, Mock
 
-import pytest
-
-# Of what `tidegate.dropin` does not do yet; it fails once it does.
-UNMET = partial(pytest.mark.xfail, os.environ.get("TIDEGATE_DROPIN_UNDER_TEST") != "plain", strict=True)
 # Requests a minute and an hour, and at once, that no test reaches.
 PLENTY = (1_000_000, 1_000_000, 1000)
 

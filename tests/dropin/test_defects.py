@@ -10,7 +10,6 @@ from unittest.mock import AsyncMock, Mock, patch
 import pytest
 from tests.dropin.caller import (
     PLENTY,
-    UNMET,
     Collecting,
     InsertBatch,
     InsertTweetsBatch,
@@ -154,7 +153,6 @@ async def test_what_waits_for_quota_can_be_taken(virtual):
     assert manager.asked == ["user 0", "user 2"]
 
 
-@UNMET(reason="one that waits again is handed to the engine twice at the next start")
 async def test_what_runs_at_a_stop_is_served_once_afterwards(virtual):
     async def slow(kind, value):
         await virtual.clock.sleep(10)
@@ -201,7 +199,6 @@ class Flaky:
         return await self.scrape("snscrape", name)
 
 
-@UNMET(reason="as above, and then a stop hangs", run=False)
 @pytest.mark.parametrize("seed", range(12))
 async def test_whatever_happens_nothing_is_lost(virtual, seed):
     """Each that was accepted is served once, was taken, or was given up; and no minute has more than its quota."""

@@ -5,7 +5,7 @@ import gc
 import weakref
 
 import pytest
-from tests.dropin.caller import UNMET, InsertBatch, Manager, Result, no_tweets, plenty, until_processed, user, users
+from tests.dropin.caller import InsertBatch, Manager, Result, no_tweets, plenty, until_processed, user, users
 
 
 def scheduler_of(dropin):
@@ -102,7 +102,6 @@ async def test_nothing_is_served_when_stopped(dropin, quiet):
     assert await scheduler.request_queue.size() == 1
 
 
-@UNMET(reason="the second stop raises SchedulerClosedError")
 async def test_stopping_from_two_tasks(dropin, quiet):
     scheduler = scheduler_of(dropin)
     await scheduler.start()
@@ -128,7 +127,6 @@ async def test_stopping_does_not_wait_for_a_scrape(dropin):
     assert scheduler.stats["requests_processed"] == 0
 
 
-@UNMET(reason="what the manager charged to another backend is waited for", run=False)
 async def test_stopping_does_not_wait_for_quota(dropin):
     """Neither for that of requests, nor for that of a backend which the manager by itself has used beyond it."""
 
@@ -260,7 +258,6 @@ async def test_several_with_one_manager_and_storage(dropin, quiet):
     assert len(manager.calls) == len(storage.rows) == 15
 
 
-@UNMET(reason="the heap of the queue holds what was served, results included, until the next one comes")
 async def test_what_was_served_is_let_go(dropin):
     """But for some that it still holds for a while."""
     scheduler = scheduler_of(dropin)

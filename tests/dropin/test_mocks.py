@@ -4,7 +4,6 @@ from unittest.mock import AsyncMock, MagicMock, Mock, create_autospec
 
 import pytest
 from tests.dropin.caller import (
-    UNMET,
     InsertBatch,
     Manager,
     Result,
@@ -104,7 +103,7 @@ async def test_mocked_backends(dropin, mock):
         ("user", "search", "by its type"),
         ("search", "user", "by its type"),
         ("user", "search", "by its properties"),
-        pytest.param("search", "user", "by its properties", marks=UNMET(reason="only target_type is looked at")),
+        pytest.param("search", "user", "by its properties"),
         ("user", "search", "by both"),
         ("search", "user", "by both"),
     ],

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests.dropin.caller import (
     PLENTY,
-    UNMET,
     Both,
     InsertBatch,
     Manager,
@@ -226,7 +225,6 @@ async def test_one_that_is_not_available_is_not_called(dropin, storage):
     assert (manager.calls("snscrape"), manager.calls("nitter")) == (["ada"], [])
 
 
-@UNMET(reason="an attempt is cut off after 300 s")
 async def test_a_scrape_may_take_long(virtual, storage):
     async def slow(kind, value):
         await virtual.clock.sleep(1800)

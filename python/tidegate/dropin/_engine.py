@@ -26,7 +26,7 @@ RETRY = Retry(attempts=4, base=0.02, cap=1.0, budget=1.0)
 # The queue's `max_size` is what bounds it.
 CAPACITY = 2**32 - 1
 # Seconds after which an attempt is given up.
-TIMEOUT = 300.0
+TIMEOUT = 3600.0
 # Seconds until a backend that says it is not available is asked again.
 AVAILABLE_IN = 5.0
 
@@ -92,6 +92,8 @@ class Engine:
         self._scheduler = self._new_scheduler()
         self._declared: dict[str, tuple[int, int, int]] = {}  # what the scheduler's backends were told
         self._named: dict[str, Any] = {}  # the manager's own backends
+        # What the manager has used by itself and what is not charged yet: of which backend.
+        self._debts: dict[tidegate.Ticket, str] = {}
         self.look_for_backends()
 
     async def start(self) -> None:
@@ -101,19 +103,26 @@ class Engine:
         self.look_for_backends()
         for quota in self._quotas.values():
             quota._serve(self.now, self._wait_of)  # noqa: SLF001 - the quota's other half
+        owed, self._debts = self._debts, {}
+        for debt, name in owed.items():
+            reply = debt._reply()  # noqa: SLF001 - the public way waits, and raises its error
+            if name in self._declared and reply is not None and not reply.ok:
+                self._charge(name)
 
     async def stop(self) -> None:
         """Serve no more. Its owner has cancelled all that is pending; what the limits remember stays."""
         self._is_running = False
         for cancel in list(self.guests):
             cancel()
+        for debt in self._debts:
+            debt.cancel()
         await self._scheduler._leave()  # noqa: SLF001 - it is entered again
         self._rest()
 
     def abandon(self) -> None:
         """The loop that it ran on ended without a stop: what the limits remember goes with it."""
         self._is_running = False
-        self._scheduler, self._declared = self._new_scheduler(), {}
+        self._scheduler, self._declared, self._debts = self._new_scheduler(), {}, {}
         for quota in self._quotas.values():
             quota.active_requests = 0
         self._rest()
@@ -216,8 +225,13 @@ class Engine:
             return chosen
         chosen._withdraw()  # noqa: SLF001 - the quota's other half
         served.record_request_start()
-        self._scheduler.submit_nowait(DEBT, backends=served.backend_name, priority=Priority.CRITICAL)
+        self._charge(used)
         return served
+
+    def _charge(self, name: str) -> None:
+        self._debts = {debt: owed for debt, owed in self._debts.items() if not debt.done()}
+        debt = self._scheduler.submit_nowait(DEBT, backends=name, priority=Priority.CRITICAL)
+        self._debts[debt] = name
 
 
 # The target of what a backend served without being asked by the scheduler: it only takes its place in the limits.
@@ -226,6 +240,8 @@ DEBT = object()
 
 async def _scrape(source: Any, job: Job) -> Any:
     target = job.target
-    is_search = target.target_type == "search"
+    kind = target.target_type
+    # Of a mock each attribute is there, and true.
+    is_search = kind == "search" if kind in {"user", "search"} else target.is_search is True
     scrape: Callable[..., Any] = source.scrape_search_tweets if is_search else source.scrape_user_tweets
     return await scrape(target.value, max_tweets=job.max_tweets)

@@ -176,6 +176,11 @@ class BackendQuota:
 
     def _forget_old(self) -> None:
         moment = self._now()
+        # A caller may have put a list there.
+        if not isinstance(self.minute_requests, deque):
+            self.minute_requests = deque(self.minute_requests)
+        if not isinstance(self.hour_requests, deque):
+            self.hour_requests = deque(self.hour_requests)
         for begun, period in ((self.minute_requests, MINUTE), (self.hour_requests, HOUR)):
             while begun and begun[0] <= moment - period:
                 begun.popleft()
