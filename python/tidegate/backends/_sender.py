@@ -111,10 +111,12 @@ class Sender:
         read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
         *,
         trust: bool = True,
+        silence: float | None = None,
     ) -> T:
         """One exchange, from its first message, which is charged already, to what `read` makes of the last response.
 
-        `trust=False` is for servers whose rejections may look like pages: then `read` acknowledges a status below 400.
+        `trust=False` is for servers whose rejections may look like pages: then it is `read` that acknowledges. `silence` is the
+        longest time without a byte, in seconds, where the client does not say.
 
         Raises:
             HttpError: There is no response, for a reason that aiohttp's own error would tell with secrets in it.
@@ -132,7 +134,7 @@ class Sender:
                 allow_redirects=self._max_redirects > 0,
                 max_redirects=self._max_redirects + 1,  # aiohttp counts the response that is not followed
                 raise_for_status=False,
-                timeout=_without_total(client.timeout),
+                timeout=_without_total(client.timeout, silence),
                 middlewares=(*_middlewares(client), wire),
             ) as response:
                 return await read(response)
@@ -196,7 +198,7 @@ class _Wire:
             for name in self._private:
                 message.headers.popall(name, None)
         response = await send(message)
-        if self._trust or response.status >= 400:
+        if self._trust:
             self._request.ack(response.status, response.headers)
         return response
 
@@ -227,13 +229,12 @@ def check_headers(headers: object, url: object) -> None:
         raise refused("headers", "Authorization", "leave it out, or take user and password out of the url")
 
 
-def _without_total(timeout: aiohttp.ClientTimeout) -> aiohttp.ClientTimeout:
+def _without_total(timeout: aiohttp.ClientTimeout, silence: float | None) -> aiohttp.ClientTimeout:
     """A client's timeouts without `total`, which would count our waiting between redirects."""
     from aiohttp import ClientTimeout
 
-    return ClientTimeout(
-        total=None, connect=timeout.connect, sock_connect=timeout.sock_connect or 30, sock_read=timeout.sock_read
-    )
+    sock_read = timeout.sock_read or silence
+    return ClientTimeout(total=None, connect=timeout.connect, sock_connect=timeout.sock_connect or 30, sock_read=sock_read)
 
 
 def _middlewares(client: aiohttp.ClientSession) -> tuple[Any, ...]:

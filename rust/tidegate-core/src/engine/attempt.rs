@@ -3,8 +3,8 @@
 use super::account::Extra;
 use super::backend::{Blocked, Cause};
 use super::event::{Action, Ending, Event};
-use super::lease::LeaseId;
-use super::request::{State, Waits};
+use super::lease::{Lease, LeaseId};
+use super::request::{Avoid, State, Waits};
 use super::{BackendId, Engine, Timer};
 use crate::limit::GateState;
 use crate::time::{Instant, Span};
@@ -219,9 +219,15 @@ impl Engine {
             }
             Some(slot) => match outcome {
                 Outcome::Ok if rejected => self.limited(now, slot, index),
-                Outcome::Ok => self.succeeded(now, slot, index),
+                Outcome::Ok => {
+                    self.judge(account, false);
+                    self.succeeded(now, slot, index)
+                }
                 Outcome::Limited => self.limited(now, slot, index),
-                Outcome::Failed => self.failed(now, slot, index),
+                Outcome::Failed => {
+                    self.judge(account, true);
+                    self.failed(now, slot, index)
+                }
                 Outcome::Neutral if unsent => self.given_up(now, slot, index),
                 Outcome::Neutral => self.die(now, slot, index),
             },
@@ -303,12 +309,12 @@ impl Engine {
             return self.given_up(now, slot, lease);
         }
         let waits = self.waits_with(now, slot, lease);
-        let backend = self.leases.get(lease).backend;
+        let &Lease { backend, account, .. } = self.leases.get(lease);
         let history = self.requests.history_mut(slot);
         history.attempted = true;
         history.waits = waits;
         history.failed = failed;
-        history.avoid = Some(backend);
+        history.avoid = Some(Avoid { backend, account });
         history.waiting_since = now;
         let backoff = self.retry.backoff(failed, &mut self.random);
         let entry = self.requests.get_mut(slot);
@@ -364,8 +370,9 @@ impl Engine {
     fn time_out(&mut self, now: Instant, index: u32) {
         let lease = self.leases.get(index);
         let Some(slot) = lease.request else { return };
-        let backend = BackendId(lease.backend);
+        let (backend, account) = (BackendId(lease.backend), lease.account);
         let timeout = now.since(lease.started_at);
+        self.judge(account, true);
         let request = self.requests.handle(slot);
         self.actions.push_back(Action::TimedOut { request, backend, timeout });
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;

@@ -229,7 +229,7 @@ impl Engine {
         }
     }
 
-    /// The open account of a backend with the least in flight that, with the scopes of `class`, admits its head in `slot`. If there is
+    /// The open account of a backend with the least load that, with the scopes of `class`, admits its head in `slot`. If there is
     /// none, the class is parked there or the backend is blocked.
     pub(super) fn open_account_in_scope(&mut self, now: Instant, id: u16, class: u32, slot: u32) -> Option<u32> {
         let waiting = &self.classes[class as usize];
@@ -238,10 +238,11 @@ impl Engine {
         }
         let (cost, key) = (waiting.cost, self.key(class, slot));
         let (mut in_the_way, mut refused) = (Vec::new(), Vec::new());
+        let avoid = self.avoided(id, slot);
         let mut place = None;
         let found = loop {
             steps::add(1);
-            place = self.backends[usize::from(id)].accounts.next_open(place);
+            place = self.backends[usize::from(id)].accounts.next_open(place, avoid);
             let Some((_, account)) = place else { break None };
             // First what is particular to this head: an account has nothing to keep for one that waits for something else.
             if let Some(allotment) = self.scope_in_the_way(now, class, account, cost, key) {
