@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import Self, TypeAlias, final
+from typing import Any, Self, TypeAlias, final
 
 from typing_extensions import disjoint_base
 
@@ -83,6 +83,12 @@ class Request:
     def scopes(self) -> Mapping[str, str]: ...
     @property
     def scheduled_for(self) -> float | None: ...
+    @property
+    def checkpoint(self) -> Any: ...
+    @checkpoint.setter
+    def checkpoint(self, value: object, /) -> None: ...
+    @property
+    def ended(self) -> bool: ...
     @property
     def _runner(self) -> Callable[[Request], Awaitable[object]]: ...
     def ack(

@@ -207,8 +207,10 @@ class NitterBackend(Backend):
         return f"<NitterBackend {self.name!r}: {mirrors}>"
 
     async def _collect(self, request: Request) -> list[Tweet]:
-        """One attempt: page by page from one mirror."""
-        walk = _Walk(_target(request.target), self._max_items)
+        """One attempt: page by page from one mirror, from where the attempt before it came to on another one."""
+        walk = request.checkpoint
+        if not isinstance(walk, _Walk):
+            walk = _Walk(_target(request.target), self._max_items)
         mirror = str(request.account)
         sent = False
         while not walk.ended:
@@ -216,6 +218,7 @@ class NitterBackend(Backend):
                 await request.recharge()
             sent = True
             walk.take(await self._page(request, mirror, walk))
+            request.checkpoint = walk
         return walk.tweets
 
     async def _page(self, request: Request, mirror: str, walk: _Walk) -> Page:

@@ -106,7 +106,7 @@ def item(post: Post, extra: str = "") -> str:
 
 def main(body: str, title: str = "nitter") -> str:
     return (
-        f"<!DOCTYPE html>\n<html lang=\"en\"><head><title>{escape(title)}</title></head><body><nav></nav>"
+        f'<!DOCTYPE html>\n<html lang="en"><head><title>{escape(title)}</title></head><body><nav></nav>'
         f'<div class="container">{body}</div></body></html>'
     )
 
@@ -116,7 +116,9 @@ def panel(said: str) -> str:
     return main(f'<div class="panel-container"><div class="error-panel"><span>{said}</span></div></div>', "Error | nitter")
 
 
-LIMITED = panel('Instance has been rate limited.<br>Use <a href="https://instances.example">another instance</a> or try again later.')
+LIMITED = panel(
+    'Instance has been rate limited.<br>Use <a href="https://instances.example">another instance</a> or try again later.'
+)
 
 
 def timeline(items: str, more: str = "", newest: str = "") -> str:
@@ -135,7 +137,8 @@ def entry(post: Post, host: str) -> str:
     media = f'<img src="http://{host}/pic/{quote(post.picture, safe="")}" style="max-width:250px;" />' if post.picture else ""
     if post.quoted:
         link = f"http://{host}/{post.quoted.user}/status/{post.quoted.id}#m"
-        media += f'<hr/><blockquote><b>{post.quoted.name}</b><p>{post.quoted.text}</p><footer>— <a href="{link}">{link}</a></footer></blockquote>'
+        media += f"<hr/><blockquote><b>{post.quoted.name}</b><p>{post.quoted.text}</p>"
+        media += f'<footer>— <a href="{link}">{link}</a></footer></blockquote>'
     return (
         f"<item><title>{escape(prefix + post.text)}</title><dc:creator>@{post.user}</dc:creator>"
         f"<description><![CDATA[<p>{text}</p>\n{media}]]></description><pubDate>{format_datetime(post.at, usegmt=True)}</pubDate>"

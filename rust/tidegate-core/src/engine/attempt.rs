@@ -4,7 +4,7 @@ use super::account::Extra;
 use super::backend::{Blocked, Cause};
 use super::event::{Action, Ending, Event};
 use super::lease::{Lease, LeaseId};
-use super::request::{Avoid, State, Waits};
+use super::request::{Avoid, Handle, State, Waits};
 use super::{BackendId, Engine, Timer};
 use crate::limit::GateState;
 use crate::time::{Instant, Span};
@@ -110,6 +110,12 @@ impl Engine {
     pub fn ack(&mut self, now: Instant, lease: LeaseId, answer: Answer) {
         let Some(index) = self.leases.find(lease) else { return };
         self.answered(now, index, answer.is_rejection(), answer.retry_after);
+    }
+
+    /// The request of an attempt; nothing once that is over or was given up.
+    pub fn request_of(&self, lease: LeaseId) -> Option<Handle> {
+        let slot = self.leases.get(self.leases.find(lease)?).request?;
+        Some(self.requests.handle(slot))
     }
 
     /// A running attempt wants to send one more message of `cost`, which its limits must admit, ahead of the queue.
