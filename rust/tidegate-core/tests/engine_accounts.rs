@@ -216,7 +216,11 @@ proptest! {
                 Op::Take => {
                     // A timer may come a tick late.
                     let before = at(now.since(Instant::ORIGIN).as_nanos().saturating_sub(TICK));
-                    let open = |account: &usize| model[*account].admits(before) && model[*account].admits(now);
+                    let open = |account: &usize| {
+                        // One that fails again and again rests, and may go or not.
+                        let is_well = model[*account].failures < 5;
+                        is_well && model[*account].admits(before) && model[*account].admits(now)
+                    };
                     match engine.take(now) {
                         None => for (id, &waiting) in waiting.iter().enumerate() {
                             prop_assert!(waiting == 0 || !theirs[id].clone().any(|account| open(&account)), "backend {} has work and room", id);
@@ -362,6 +366,41 @@ fn an_account_that_fails_at_once_does_not_take_all_requests() {
     engine.finish(at(SECOND), again.lease, Outcome::Ok, OK, false);
     submit(&mut engine, at(SECOND), &plain(any));
     assert_eq!(engine.take(at(SECOND)).unwrap().account, 0);
+}
+
+#[test]
+fn an_account_that_fails_again_and_again_rests_and_is_tried_one_at_a_time() {
+    for scoped in [false, true] {
+        let mut engine = engine(retry(1, Span::ZERO));
+        let by_host = if scoped { vec![ScopedLimits { scope: "host".into(), limits: vec![window(900, 1)] }] } else { vec![] };
+        let backend = engine.add_backend(Instant::ORIGIN, &BackendSpec { scoped: by_host, ..own(2, &[window(10, 1)], Some(8)) });
+        let any = class(&mut engine, &[backend], 1);
+        for _ in 0..10_000 {
+            submit(&mut engine, at(0), &Submission { scopes: &[("host", "x")], ..plain(any) });
+        }
+        // The first one is dead until the 50th second: nothing that it is sent works, and the other one has never room enough.
+        let (mut to_dead, mut together, mut others) = (Vec::new(), 0, 0);
+        for tenth in 0..700u64 {
+            let now = at(tenth * SECOND / 10 + TICK);
+            let running = take_all(&mut engine, now);
+            let dead: Vec<&Leased> = running.iter().filter(|leased| leased.account == 0).collect();
+            if tenth > 0 && tenth < 500 {
+                together = together.max(dead.len());
+            }
+            to_dead.extend(dead.iter().map(|_| tenth / 10));
+            others += running.len() - dead.len();
+            for leased in &running {
+                let failed = leased.account == 0 && tenth < 500;
+                engine.finish(now, leased.lease, if failed { Outcome::Failed } else { Outcome::Ok }, OK, false);
+            }
+        }
+        let before = to_dead.iter().filter(|&&second| second < 50).count();
+        assert!(before <= 8 + 6, "8 at once at first, then after 1, 2, 4, 8, 16 and 32 s: {before}");
+        assert_eq!(together, 1, "one shows whether it works");
+        let after = to_dead.len() - before;
+        assert!(others > 600, "{others}");
+        assert!(after > 40, "it is as good as any once it works: {after}");
+    }
 }
 
 #[test]

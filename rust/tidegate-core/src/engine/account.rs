@@ -13,6 +13,11 @@ use crate::wheel::TimerId;
 
 /// Failures in a row beyond which an account looks no busier.
 const MOST_FAILURES: u32 = 1000;
+/// Failures in a row after which an account rests, if there are others.
+const TOLERATED: u32 = 5;
+/// The first rest; each further one is twice as long.
+const REST: Span = Span::from_secs(1);
+const LONGEST_REST: Span = Span::from_secs(60);
 
 /// One more message that a running attempt wants to send.
 #[derive(Debug)]
@@ -33,6 +38,9 @@ pub(super) struct Account {
     pub(super) in_flight: u32,
     /// Attempts that failed on it one after the other, none having succeeded since; at most [`MOST_FAILURES`].
     failures: u32,
+    /// Rests that it has had since an attempt succeeded, and the end of the last one.
+    rests: u32,
+    rests_until: Instant,
     /// `None`: open. Invariant: an account whose `in_flight` has reached its `concurrency` is blocked.
     pub(super) blocked: Option<Blocked>,
     pub(super) timer: Option<TimerId>,
@@ -69,6 +77,8 @@ impl Account {
             concurrency: concurrency.unwrap_or(u32::MAX),
             in_flight: 0,
             failures: 0,
+            rests: 0,
+            rests_until: Instant::ORIGIN,
             blocked: None,
             timer: None,
             recharges: VecDeque::new(),
@@ -104,9 +114,31 @@ impl Account {
         self.in_flight.saturating_add(self.failures)
     }
 
-    /// An attempt on it has succeeded, or failed.
-    pub(super) fn judge(&mut self, failed: bool) {
-        self.failures = if failed { (self.failures + 1).min(MOST_FAILURES) } else { 0 };
+    /// An attempt on it has succeeded.
+    pub(super) fn succeeded(&mut self) {
+        (self.failures, self.rests) = (0, 0);
+    }
+
+    /// An attempt on it that started at `started` has failed. What was under way when a rest began says nothing new.
+    pub(super) fn failed(&mut self, now: Instant, started: Instant) {
+        self.failures = (self.failures + 1).min(MOST_FAILURES);
+        if self.failures >= TOLERATED && (self.rests == 0 || started >= self.rests_until) {
+            self.rests_until = now + REST.times(1 << self.rests.min(16)).min(LONGEST_REST);
+            self.rests += 1;
+        }
+    }
+
+    /// What blocks it for failing again and again: its rest, then the one attempt that shows whether it works.
+    #[inline]
+    pub(super) fn resting(&self, now: Instant) -> Option<Blocked> {
+        if self.rests == 0 {
+            return None;
+        }
+        let until = (now < self.rests_until).then_some(self.rests_until);
+        match until {
+            Some(_) => Some(Blocked { cause: Cause::Limit, until, cost: 1, reserved_for: None }),
+            None => (self.in_flight > 0).then_some(Blocked::FULL),
+        }
     }
 
     #[inline]

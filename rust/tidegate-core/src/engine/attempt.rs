@@ -226,12 +226,12 @@ impl Engine {
             Some(slot) => match outcome {
                 Outcome::Ok if rejected => self.limited(now, slot, index),
                 Outcome::Ok => {
-                    self.judge(account, false);
+                    self.judge(now, index, false);
                     self.succeeded(now, slot, index)
                 }
                 Outcome::Limited => self.limited(now, slot, index),
                 Outcome::Failed => {
-                    self.judge(account, true);
+                    self.judge(now, index, true);
                     self.failed(now, slot, index)
                 }
                 Outcome::Neutral if unsent => self.given_up(now, slot, index),
@@ -376,9 +376,9 @@ impl Engine {
     fn time_out(&mut self, now: Instant, index: u32) {
         let lease = self.leases.get(index);
         let Some(slot) = lease.request else { return };
-        let (backend, account) = (BackendId(lease.backend), lease.account);
+        let backend = BackendId(lease.backend);
         let timeout = now.since(lease.started_at);
-        self.judge(account, true);
+        self.judge(now, index, true);
         let request = self.requests.handle(slot);
         self.actions.push_back(Action::TimedOut { request, backend, timeout });
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;

@@ -3,7 +3,7 @@
 use super::account::Account;
 use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
-use super::lease::LeaseId;
+use super::lease::{Lease, LeaseId};
 use super::request::{Handle, Mark, State};
 use super::scope::Scoped;
 use super::tally::Tally;
@@ -158,6 +158,10 @@ impl Engine {
         loop {
             steps::add(1);
             let account = self.backends[usize::from(id)].accounts.least(avoid)?;
+            if let Some(blocked) = self.accounts[account as usize].resting(now) {
+                self.block(now, account, blocked);
+                continue;
+            }
             // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
             let reserved_for = (cost > 1).then(|| self.key(class, slot));
             match Blocked::by(self.accounts[account as usize].quota.next_eligible(now, cost).eligible, cost, reserved_for) {
@@ -391,13 +395,18 @@ impl Engine {
         }
     }
 
-    /// An attempt on an account has succeeded, or failed.
+    /// An attempt has succeeded, or failed: where there are other accounts to choose from, that tells something of its own.
     #[inline]
-    pub(super) fn judge(&mut self, account: u32, failed: bool) {
+    pub(super) fn judge(&mut self, now: Instant, index: u32, failed: bool) {
+        let &Lease { account, started_at, .. } = self.leases.get(index);
         let place = &mut self.accounts[account as usize];
         if place.has_siblings {
             let before = place.load();
-            place.judge(failed);
+            if failed {
+                place.failed(now, started_at);
+            } else {
+                place.succeeded();
+            }
             if place.load() != before {
                 self.note_moved(account, before);
             }
