@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from tidegate import Backend, BackendQuota, BackendRateLimitedError, BackendRejectedError, ConfigError, Request, TidegateError
+from tidegate import BackendQuota, BackendRateLimitedError, BackendRejectedError, ConfigError, Request, TidegateError
+from tidegate._quota import count_of, seconds_of
 from tidegate.backends._address import refused, shown
+from tidegate.backends._items import Channel, Gathered, ItemBackend, ItemStream, items_of, target_of
 from tidegate.backends._nitter_page import Page, Refusal, RefusedError, Tweet, read_html, read_refusal, read_rss
 from tidegate.backends._sender import HttpRequestError, Sender, beginning, check_headers
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import aiohttp
     from yarl import URL
 
-__all__ = ["MirrorError", "NitterBackend", "NitterTargetError", "Search", "Timeline", "Tweet"]
+__all__ = ["ItemStream", "MirrorError", "NitterBackend", "NitterTargetError", "Search", "Timeline", "Tweet"]
 
 Tweet.__module__ = __name__
 
@@ -67,7 +69,8 @@ class _Bounds:
     until: datetime | None = None
 
     def __post_init__(self) -> None:
-        _check_most(self.max_items)
+        if self.max_items is not None:
+            count_of("max_items", self.max_items)
         for option, at in (("since", self.since), ("until", self.until)):
             if at is not None and (not isinstance(at, datetime) or at.tzinfo is None):
                 raise refused(option, at, "give a datetime with a time zone, as datetime(2026, 1, 31, tzinfo=UTC)")
@@ -125,14 +128,16 @@ class Search(_Bounds):
         return ["search"], {"f": "tweets", "q": self.query}
 
 
-class NitterBackend(Backend):
+class NitterBackend(ItemBackend):
     """A backend that collects the tweets of a timeline or a search from several mirrors of Nitter.
 
     A target is a `Timeline` or a `Search`; or a text, `"@user"` or what to search for; or any object with a `target_type`,
-    `"user"` or `"search"`, and a `value`. A reply's value is a list of `Tweet`, each once, in the order of the pages.
+    `"user"` or `"search"`, and a `value`. A reply's value is a list of `Tweet`, each once, in the order of the pages; `stream`
+    gives them one by one.
 
     A page costs one unit of the limits of the mirror that is asked. A mirror that says that it has been rate limited rests, and
-    the request goes to another one. A mirror that fails, or gives no page of Nitter, costs the request an attempt.
+    the request goes on with another one. A mirror that fails, or gives no page of Nitter, costs the request an attempt; the next
+    one goes on from the same page, at another mirror if there is one.
 
     Args:
         name: As for `Backend`.
@@ -143,7 +148,8 @@ class NitterBackend(Backend):
         client: Your own `aiohttp.ClientSession`, which stays open; None for one of the backend's own.
         headers: Headers for each message.
         read_timeout: Longest silence of a mirror, in seconds.
-        timeout: Longest attempt, in seconds, with the waits for the limits between its pages; None for no end.
+        timeout: Longest attempt, in seconds, its waits for the limits between two pages included, and those of a stream for who
+            reads it; None for no end.
         max_redirects: Redirects followed, each charged.
         **options: As for `Backend`.
 
@@ -170,16 +176,13 @@ class NitterBackend(Backend):
         client: aiohttp.ClientSession | None = None,
         headers: Mapping[str, str] | None = None,
         read_timeout: float = 30,
-        timeout: float | None = 600,
+        timeout: float | None = None,
         max_redirects: int = 5,
         **options: Any,
     ) -> None:
         _require_lxml()
-        _check_most(max_items)
         if form not in get_args(Form):
             raise refused("form", form, "give 'html' or 'rss'")
-        if isinstance(read_timeout, bool) or not isinstance(read_timeout, int | float) or not read_timeout > 0:
-            raise refused("read_timeout", read_timeout, "give seconds above 0")
         sender = Sender(log, client, "GET", max_redirects)
         bases = _checked_mirrors(mirrors)
         if headers is not None:
@@ -187,10 +190,10 @@ class NitterBackend(Backend):
                 check_headers(headers, base)
         super().__init__(name, self._collect, quota, accounts=bases, timeout=timeout, **options)
         self._sender = sender
-        self._max_items = max_items
+        self._max_items = None if max_items is None else count_of("max_items", max_items)
         self._is_rss = form == "rss"
         self._headers = headers
-        self._read_timeout = float(read_timeout)
+        self._read_timeout = seconds_of("read_timeout", read_timeout)
 
     async def aopen(self) -> None:
         """Open the client, or check the one that was given. The scheduler calls it when it starts."""
@@ -206,20 +209,26 @@ class NitterBackend(Backend):
         mirrors = ", ".join(shown(str(mirror)) for mirror in self.accounts or ())
         return f"<NitterBackend {self.name!r}: {mirrors}>"
 
-    async def _collect(self, request: Request) -> list[Tweet]:
+    async def _collect(self, request: Request) -> object:
         """One attempt: page by page from one mirror, from where the attempt before it came to on another one."""
         walk = request.checkpoint
-        if not isinstance(walk, _Walk):
-            walk = _Walk(_target(request.target), self._max_items)
-        mirror = str(request.account)
-        sent = False
+        if not isinstance(walk, _Walk) or walk.backend != request.backend:
+            target = _target(target_of(request))
+            most = self._max_items if target.max_items is None else target.max_items
+            request.checkpoint = walk = _Walk(request.backend, target, most, items_of(request))
+        mirror, items, sent = str(request.account), walk.items, False
         while not walk.ended:
             if sent:
                 await request.recharge()
             sent = True
-            walk.take(await self._page(request, mirror, walk))
-            request.checkpoint = walk
-        return walk.tweets
+            page = await self._page(request, mirror, walk)
+            for tweet in walk.wanted(page):
+                if not await items.offer(request, tweet.id, tweet):
+                    return None
+                if len(items) == walk.most:
+                    return items.value
+            walk.turn(page)
+        return items.value
 
     async def _page(self, request: Request, mirror: str, walk: _Walk) -> Page:
         """One page, which is charged already."""
@@ -235,7 +244,7 @@ class NitterBackend(Backend):
         except RefusedError as error:
             if error.refusal is Refusal.ABSENT or (error.refusal is Refusal.UNAVAILABLE and self._is_rss and walk.has_begun):
                 return Page()  # the end of a feed is said as if there were no such user
-            raise _public(error, mirror, request.target) from None
+            raise _public(error, mirror, target_of(request)) from None
 
     def _read(self, request: Request, mirror: str, response: aiohttp.ClientResponse, body: bytes) -> Page:
         """What a response comes to. It is acknowledged when it is known whether it is a rejection."""
@@ -253,13 +262,14 @@ class NitterBackend(Backend):
 
 
 class _Walk:
-    """The way through the pages of one target: what was found, and where it goes on."""
+    """The way through the pages of one target, from attempt to attempt: where it goes on, and what was on the pages before."""
 
-    def __init__(self, target: Timeline | Search, max_items: int | None) -> None:
-        self.tweets: list[Tweet] = []
+    def __init__(self, backend: str, target: Timeline | Search, most: int | None, items: Gathered | Channel) -> None:
+        self.backend = backend
+        self.most = most
+        self.items = items
         self.ended = False
         self._target = target
-        self._most = max_items if target.max_items is None else target.max_items
         self._cursor: str | None = None
         self._seen: set[int] = set()
 
@@ -277,22 +287,18 @@ class _Walk:
             query["cursor"] = self._cursor
         return URL(mirror).joinpath(*parts, *(["rss"] if is_rss else [])).with_query(query)
 
-    def take(self, page: Page) -> None:
-        """Add what is new on the next page, a tweet that is pinned or was seen being none; see whether it is the last."""
-        target = self._target
-        seen = len(self._seen)
+    def wanted(self, page: Page) -> Iterator[Tweet]:
+        """The tweets of its next page that are within the bounds; some may have been on earlier ones."""
+        since, until = self._target.since, self._target.until
         for tweet in page.tweets:
-            if tweet.id in self._seen:
-                continue
-            self._seen.add(tweet.id)
-            if (target.since is None or target.since <= tweet.created_at) and (
-                target.until is None or tweet.created_at < target.until
-            ):
-                self.tweets.append(tweet)
-            if len(self.tweets) == self._most:
-                self.ended = True
-                return
-        is_past = target.since is not None and page.reached is not None and page.reached < target.since
+            if (since is None or since <= tweet.created_at) and (until is None or tweet.created_at < until):
+                yield tweet
+
+    def turn(self, page: Page) -> None:
+        """Go on behind its next page, all of which has been taken."""
+        since, seen = self._target.since, len(self._seen)
+        self._seen.update(tweet.id for tweet in page.tweets)
+        is_past = since is not None and page.reached is not None and page.reached < since
         # A page without anything new would be followed by others for ever.
         self.ended = page.cursor is None or len(self._seen) == seen or is_past
         self._cursor = page.cursor
@@ -371,11 +377,6 @@ def _checked_mirrors(mirrors: object) -> list[str]:
             raise refused("mirrors", shown(mirror), "name each mirror once")
         bases.append(base)
     return bases
-
-
-def _check_most(max_items: object) -> None:
-    if max_items is not None and (isinstance(max_items, bool) or not isinstance(max_items, int) or max_items < 1):
-        raise refused("max_items", max_items, "give a whole number from 1, or None for all")
 
 
 def _require_lxml() -> None:

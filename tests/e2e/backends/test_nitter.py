@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.e2e.backends.nitter_site import LIMITED, NOW, Post, feed, item, main, page, panel, posts, timeline
 
-from tidegate import BackendRateLimitedError, ConfigError, RateLimitScheduler, RequestFailedError, Retry
+from tidegate import BackendQuota, BackendRateLimitedError, ConfigError, RateLimitScheduler, RequestFailedError, Retry
 from tidegate.backends.nitter import MirrorError, NitterBackend, NitterTargetError, Search, Timeline, Tweet
 
 ONCE = Retry(attempts=1)
@@ -483,6 +483,131 @@ def test_any_page_is_tweets_or_one_of_the_errors(body, form):
 
     result = asyncio.run(collect())
     assert isinstance(result, list | MirrorError | NitterTargetError | BackendRateLimitedError)
+
+
+# ---- Several mirrors
+
+
+def many(site, users, each=45):
+    """Timelines of many users; gives the targets."""
+    for n in range(users):
+        site.timelines[f"u{n}"] = posts(each, f"u{n}", start=1000 * n)
+    return [f"@u{n}" for n in range(users)]
+
+
+def all_there(site, replies):
+    """Whether each target gave each of its tweets once, in the order of the pages."""
+    given = {reply.target: ids(reply.value) for reply in replies}
+    return given == {f"@{user}": [post.id for post in found] for user, found in site.timelines.items()}
+
+
+async def test_failed_page_is_asked_of_another_mirror_and_none_twice(site, mirror_of):
+    site.timelines["ada"] = posts(65)
+
+    async def instead(request):
+        return page("", 500) if "cursor" in request.query else None
+
+    begins, ends = await mirror_of(site, instead), await mirror_of(site)
+    async with RateLimitScheduler([NitterBackend("nitter", [begins.url, ends.url], "30/min")], retry=QUICK) as scheduler:
+        reply = await scheduler.fetch("@ada")
+    assert all_there(site, [reply])
+    assert reply.attempts == 2
+    assert (begins.arrived, ends.arrived) == (2, 4)  # the second page is asked for twice, the fifth says that there is no more
+
+
+async def test_page_that_is_rejected_goes_on_at_another_mirror(site, mirror_of):
+    site.timelines["ada"] = posts(65)
+
+    async def instead(request):
+        return page(LIMITED, 429) if "cursor" in request.query else None
+
+    begins, ends = await mirror_of(site, instead), await mirror_of(site)
+    async with RateLimitScheduler([NitterBackend("nitter", [begins.url, ends.url], "30/min")], retry=ONCE) as scheduler:
+        reply = await scheduler.fetch("@ada")
+    assert all_there(site, [reply])
+    assert (reply.attempts, begins.arrived, ends.arrived) == (1, 2, 4)
+
+
+@pytest.mark.e2e
+async def test_all_tweets_once_from_mirrors_of_all_kinds(site, mirror_of, strict):
+    """Two that reject what is beyond their declared limits, a slow one, one that allows less than is declared, a sick one."""
+    loop = asyncio.get_running_loop()
+    targets = many(site, 40)
+
+    async def slowly(request):
+        await asyncio.sleep(0.2)
+
+    async def stingy(request):
+        recent = [at for at in limited.at[:-1] if loop.time() - at < 1]
+        return page(LIMITED) if len(recent) >= 2 else None
+
+    async def ill(request):
+        return page(panel("Network error occurred, please try again."), 500)
+
+    kept = [strict(await mirror_of(site), 20, 4) for _ in range(2)]
+    slow, limited, sick = await mirror_of(site, slowly), await mirror_of(site, stingy), await mirror_of(site, ill)
+    quota = BackendQuota("20/s burst 5", concurrency=4)
+    backend = NitterBackend("nitter", [sick.url, limited.url, slow.url, *(mirror.url for mirror in kept)], quota)
+    async with RateLimitScheduler([backend], retry=Retry(base=0.05)) as scheduler:
+        replies = [reply async for reply in scheduler.map(targets)]
+        state = scheduler.snapshot().backends["nitter"]
+        assert scheduler.ledger().balanced
+    assert all_there(site, replies)
+    for mirror in kept:
+        assert set(mirror.statuses) == {200}, "nothing is rejected by limits that are declared"
+        assert len(mirror.statuses) > 10
+    assert slow.arrived > 0
+    assert sick.arrived <= 4 + 6, "those at once, then one after each rest"
+    said = sum(1 for reply in replies if reply.attempts > 1)
+    assert said <= sick.arrived
+    assert state.rejected <= 12, "after a rejection it rests, and then takes what it allows"
+
+
+async def test_dead_mirror_costs_few_attempts(site, mirror_of, free_port):
+    """Nobody listens there, so that it is always the least busy one."""
+    targets = many(site, 60, each=5)
+    good = [await mirror_of(site) for _ in range(2)]
+    quota = BackendQuota(concurrency=4)
+    backend = NitterBackend("nitter", [f"http://127.0.0.1:{free_port()}", *(mirror.url for mirror in good)], quota)
+    async with RateLimitScheduler([backend], retry=Retry(base=0.01)) as scheduler:
+        replies = [reply async for reply in scheduler.map(targets)]
+    assert all_there(site, replies)
+    assert sum(reply.attempts for reply in replies) <= 60 + 4 + 6
+    assert all(mirror.arrived > 30 for mirror in good)
+
+
+# ---- Streams
+
+
+async def test_stream_gives_each_tweet_as_it_comes(site, mirror_of):
+    site.timelines["ada"] = posts(65)
+
+    async def instead(request):
+        return page("", 500) if "cursor" in request.query else None
+
+    begins, ends = await mirror_of(site, instead), await mirror_of(site)
+    backend = NitterBackend("nitter", [begins.url, ends.url], "30/min")
+    async with RateLimitScheduler([backend], retry=QUICK) as scheduler:
+        got = [tweet async for tweet in backend.stream(scheduler, "@ada")]
+    assert ids(got) == [post.id for post in site.timelines["ada"]]
+
+
+async def test_left_stream_asks_for_no_more_pages(site, mirror_of):
+    site.timelines["ada"] = posts(400)
+    mirror = await mirror_of(site)
+    backend = NitterBackend("nitter", [mirror.url], max_items=None)
+    async with RateLimitScheduler([backend]) as scheduler, backend.stream(scheduler, "@ada", buffer=5) as tweets:
+        assert (await anext(tweets)).id == 1399
+        await asyncio.sleep(0.05)
+    assert mirror.arrived == 1
+
+
+async def test_stream_raises_what_its_request_fails_with(site, mirror_of):
+    mirror = await mirror_of(site)
+    backend = NitterBackend("nitter", [mirror.url])
+    async with RateLimitScheduler([backend]) as scheduler:
+        with pytest.raises(RequestFailedError, match="not found"):
+            await anext(backend.stream(scheduler, "@nobody"))
 
 
 # ---- Options
