@@ -40,6 +40,7 @@ from tidegate import (
     run,
 )
 from tidegate.backends.http import HttpBackend
+from tidegate.backends.snscrape import ItemStream, Scrape, SnscrapeBackend
 from tidegate.testing import ManualClock
 
 # ---- Handlers: async on the loop, plain in a thread
@@ -268,6 +269,22 @@ async def over_http() -> None:
         api = HttpBackend("api", "https://example.org/{target}", "10/s", client=client, headers={"Accept": "application/json"})
         async with RateLimitScheduler([api]) as scheduler:
             await scheduler.fetch("users")
+
+
+# ---- Scrapers
+
+
+async def over_scrapers() -> None:
+    posts = SnscrapeBackend(
+        "telegram", "telegram-channel", "30/min", max_items=100, base_url={"https://t.me": "http://localhost"}
+    )
+    any_kind = SnscrapeBackend("any", proxies=lambda request: {"https": str(request.account)}, accounts=["http://localhost"])
+    async with RateLimitScheduler([posts, any_kind]) as scheduler:
+        await scheduler.fetch(Scrape("twitter-search", "python", maxEmptyPages=3), backends="any")
+        async with posts.stream(scheduler, "durov", buffer=8, priority=Priority.HIGH, timeout=60) as items:
+            assert_type(items, ItemStream)
+            async for item in items:
+                print(item)
 
 
 # ---- Errors
