@@ -7,8 +7,10 @@ limits, that there is no such user, that this is no page of Nitter at all.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from tidegate import BackendQuota, BackendRateLimitedError, BackendRejectedError, ConfigError, Request, TidegateError
+from tidegate._outcome import PutBackError
 from tidegate._quota import count_of, seconds_of
 from tidegate.backends._address import refused, shown
 from tidegate.backends._items import Channel, Gathered, ItemBackend, ItemStream, items_of, target_of
@@ -194,9 +197,12 @@ class NitterBackend(ItemBackend):
         self._is_rss = form == "rss"
         self._headers = headers
         self._read_timeout = seconds_of("read_timeout", read_timeout)
+        self._limited: set[str] = set()
+        self._waiting: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
 
     async def aopen(self) -> None:
         """Open the client, or check the one that was given. The scheduler calls it when it starts."""
+        self._limited.clear()
         concurrency = self.quota.concurrency
         in_flight = None if concurrency is None else concurrency * len(self.accounts or ())
         self._sender.open(self.name, in_flight, concurrency)
@@ -219,7 +225,7 @@ class NitterBackend(ItemBackend):
         mirror, items, sent = str(request.account), walk.items, False
         while not walk.ended:
             if sent:
-                await request.recharge()
+                await self._next(request, mirror)
             sent = True
             page = await self._page(request, mirror, walk)
             for tweet in walk.wanted(page):
@@ -229,6 +235,32 @@ class NitterBackend(ItemBackend):
                     return items.value
             walk.turn(page)
         return items.value
+
+    async def _next(self, request: Request, mirror: str) -> None:
+        """Have one more page charged. When the mirror says meanwhile that it is limited, the request goes on elsewhere.
+
+        Otherwise all that wait here for their next page would wait for as long as this one mirror rests.
+        """
+        waiting, wait = self._waiting[mirror], asyncio.timeout(None)
+        if mirror in self._limited:
+            raise PutBackError
+        try:
+            async with wait:
+                waiting.add(wait)
+                try:
+                    await request.recharge()
+                finally:
+                    waiting.discard(wait)
+        except TimeoutError:
+            if not wait.expired():
+                raise
+            raise PutBackError from None
+
+    def _is_limited(self, mirror: str) -> None:
+        """The mirror has said so: who waits for its next page need not."""
+        self._limited.add(mirror)
+        for wait in self._waiting[mirror]:
+            wait.reschedule(asyncio.get_running_loop().time())
 
     async def _page(self, request: Request, mirror: str, walk: _Walk) -> Page:
         """One page, which is charged already."""
@@ -252,10 +284,13 @@ class NitterBackend(ItemBackend):
         try:
             if status >= 400:
                 raise _refused(response, read_refusal(body))
-            return read_rss(body, mirror, response.headers.get("Min-Id")) if self._is_rss else read_html(body, mirror)
+            page = read_rss(body, mirror, response.headers.get("Min-Id")) if self._is_rss else read_html(body, mirror)
+            self._limited.discard(mirror)
+            return page
         except RefusedError as error:
             if error.refusal is Refusal.LIMITED:
                 status = 429
+                self._is_limited(mirror)
             raise
         finally:
             request.ack(status, response.headers)

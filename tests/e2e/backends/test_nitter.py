@@ -528,6 +528,39 @@ async def test_page_that_is_rejected_goes_on_at_another_mirror(site, mirror_of):
     assert (reply.attempts, begins.arrived, ends.arrived) == (1, 2, 4)
 
 
+async def test_nobody_waits_for_a_mirror_that_is_limited_for_long(site, mirror_of):
+    """It says so when many wait for their next page there."""
+    targets = many(site, 20)
+
+    async def until_then(request):
+        return web.Response(status=429, headers={"Retry-After": "3600"}) if limited.arrived > 15 else None
+
+    limited, good = await mirror_of(site, until_then), await mirror_of(site)
+    quota = BackendQuota("20/s burst 1", concurrency=10)
+    async with RateLimitScheduler([NitterBackend("nitter", [limited.url, good.url], quota)], retry=ONCE) as scheduler:
+        replies = [reply async for reply in scheduler.map(targets)]
+        state = scheduler.snapshot().backends["nitter"]
+    assert all_there(site, replies)
+    assert all(reply.attempts == 1 for reply in replies)
+    assert limited.statuses[200] == 15
+    assert limited.statuses[429] == state.rejected == 1
+
+
+async def test_mirror_alone_goes_on_when_it_is_open_again(site, mirror_of):
+    targets = many(site, 6)
+
+    async def once(request):
+        return web.Response(status=429, headers={"Retry-After": "1"}) if mirror.arrived == 8 else None
+
+    mirror = await mirror_of(site, once)
+    quota = BackendQuota("20/s", concurrency=6)
+    async with RateLimitScheduler([NitterBackend("nitter", [mirror.url], quota)], retry=ONCE) as scheduler:
+        replies = [reply async for reply in scheduler.map(targets)]
+        assert scheduler.ledger().balanced
+    assert all_there(site, replies)
+    assert mirror.statuses == {200: 24, 429: 1}
+
+
 @pytest.mark.e2e
 async def test_all_tweets_once_from_mirrors_of_all_kinds(site, mirror_of, strict):
     """Two that reject what is beyond their declared limits, a slow one, one that allows less than is declared, a sick one."""

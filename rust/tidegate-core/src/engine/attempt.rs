@@ -20,6 +20,8 @@ pub enum Outcome {
     Failed,
     /// The request itself is at fault, or was given up: it is not retried.
     Neutral,
+    /// It ended between two messages, nothing having failed, for another account may be open: it waits and costs no attempt.
+    PutBack,
 }
 
 impl Outcome {
@@ -229,7 +231,7 @@ impl Engine {
                     self.judge(now, index, false);
                     self.succeeded(now, slot, index)
                 }
-                Outcome::Limited => self.limited(now, slot, index),
+                Outcome::Limited | Outcome::PutBack => self.limited(now, slot, index),
                 Outcome::Failed => {
                     self.judge(now, index, true);
                     self.failed(now, slot, index)
