@@ -27,6 +27,7 @@ NOT_NEEDED = {
     "curl_cffi",
     "httpx",
     "httpx2",
+    "lxml",
     "msgspec",
     "niquests",
     "requests",

@@ -225,7 +225,7 @@ class Engine:
             return chosen
         chosen._withdraw()  # noqa: SLF001 - the quota's other half
         served.record_request_start()
-        self._charge(used)
+        self._charge(served.backend_name)
         return served
 
     def _charge(self, name: str) -> None:

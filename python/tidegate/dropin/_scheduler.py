@@ -248,6 +248,7 @@ class RateLimitScheduler:
             finally:
                 for _ in batch:
                     self._ended.task_done()
+                batch.clear()  # nothing is held while it waits for the next ones
 
     async def _settle(self, batch: list[Entry]) -> None:
         scraped = [entry for entry in batch if entry.reply.ok]

@@ -647,6 +647,12 @@ impl Core {
         self.end_attempt(worker, (Outcome::Neutral, Answer::default(), true), error)
     }
 
+    /// A worker's attempt ended between two messages: its request waits again.
+    #[pyo3(signature = (worker, error, /))]
+    fn put_back(&self, worker: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.end_attempt(worker, (Outcome::PutBack, Answer::default(), false), error)
+    }
+
     /// A worker leaves its attempt while the handler's thread runs on. The lease, to be released when it has returned.
     #[pyo3(signature = (worker, error, /))]
     fn abandon(&self, py: Python<'_>, worker: u32, error: Py<PyAny>) -> PyResult<Option<u64>> {

@@ -3,8 +3,8 @@
 use super::account::Extra;
 use super::backend::{Blocked, Cause};
 use super::event::{Action, Ending, Event};
-use super::lease::LeaseId;
-use super::request::{Handle, State, Waits};
+use super::lease::{Lease, LeaseId};
+use super::request::{Avoid, Handle, State, Waits};
 use super::{BackendId, Engine, Timer};
 use crate::limit::GateState;
 use crate::time::{Instant, Span};
@@ -20,6 +20,8 @@ pub enum Outcome {
     Failed,
     /// The request itself is at fault, or was given up: it is not retried.
     Neutral,
+    /// It ended between two messages, nothing having failed, for another account may be open: it waits and costs no attempt.
+    PutBack,
 }
 
 impl Outcome {
@@ -225,9 +227,15 @@ impl Engine {
             }
             Some(slot) => match outcome {
                 Outcome::Ok if rejected => self.limited(now, slot, index),
-                Outcome::Ok => self.succeeded(now, slot, index),
-                Outcome::Limited => self.limited(now, slot, index),
-                Outcome::Failed => self.failed(now, slot, index),
+                Outcome::Ok => {
+                    self.judge(now, index, false);
+                    self.succeeded(now, slot, index)
+                }
+                Outcome::Limited | Outcome::PutBack => self.limited(now, slot, index),
+                Outcome::Failed => {
+                    self.judge(now, index, true);
+                    self.failed(now, slot, index)
+                }
                 Outcome::Neutral if unsent => self.given_up(now, slot, index),
                 Outcome::Neutral => self.die(now, slot, index),
             },
@@ -309,12 +317,12 @@ impl Engine {
             return self.given_up(now, slot, lease);
         }
         let waits = self.waits_with(now, slot, lease);
-        let backend = self.leases.get(lease).backend;
+        let &Lease { backend, account, .. } = self.leases.get(lease);
         let history = self.requests.history_mut(slot);
         history.attempted = true;
         history.waits = waits;
         history.failed = failed;
-        history.avoid = Some(backend);
+        history.avoid = Some(Avoid { backend, account });
         history.waiting_since = now;
         let backoff = self.retry.backoff(failed, &mut self.random);
         let entry = self.requests.get_mut(slot);
@@ -372,6 +380,7 @@ impl Engine {
         let Some(slot) = lease.request else { return };
         let backend = BackendId(lease.backend);
         let timeout = now.since(lease.started_at);
+        self.judge(now, index, true);
         let request = self.requests.handle(slot);
         self.actions.push_back(Action::TimedOut { request, backend, timeout });
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
