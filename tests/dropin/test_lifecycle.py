@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 
 import pytest
@@ -281,3 +282,49 @@ async def test_scheduling_from_many_tasks(dropin, quiet):
     await until_processed(scheduler, 100)
     await scheduler.stop()
     assert len(set(scheduler.backend_manager.asked)) == 100
+
+
+def test_a_loop_that_ended_without_a_stop(dropin):
+    """The next one goes on with what waits, and within the quota."""
+    manager, quotas = Manager(), {"snscrape": dropin.BackendQuota("snscrape", 2, 100, 5)}
+    scheduler = dropin.RateLimitScheduler(manager, InsertBatch(), quotas)
+
+    async def begin():
+        for target in users(5):
+            await scheduler.schedule_request(target)
+        await scheduler.start()
+        await until_processed(scheduler, 2)
+
+    async def go_on():
+        await scheduler.start()
+        await asyncio.sleep(0.2)
+        await scheduler.stop()
+
+    asyncio.run(begin())
+    asyncio.run(go_on())
+    assert len(manager.asked) == 2
+    assert asyncio.run(scheduler.request_queue.size()) == 3
+
+
+async def test_a_storage_that_is_slow_slows_the_scraping(dropin):
+    go = threading.Event()
+
+    class Slow(InsertBatch):
+        def insert_batch(self, tweets):
+            go.wait(60)
+            super().insert_batch(tweets)
+
+    manager = Manager()
+    scheduler = dropin.RateLimitScheduler(manager, Slow(), plenty(dropin))
+    scheduler.request_queue.max_size = 10_000
+    for target in users(8000):
+        await scheduler.schedule_request(target)
+    await scheduler.start()
+    asked = -1
+    while asked < len(manager.asked):  # until no more are
+        asked = len(manager.asked)
+        await asyncio.sleep(0.2)
+    assert asked < 4000
+    go.set()
+    await until_processed(scheduler, 8000)
+    await scheduler.stop()

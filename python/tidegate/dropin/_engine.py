@@ -94,19 +94,22 @@ class Engine:
         self._named: dict[str, Any] = {}  # the manager's own backends
         # What the manager has used by itself and what is not charged yet: of which backend.
         self._debts: dict[tidegate.Ticket, str] = {}
+        self._owed: list[str] = []
+        self._results = asyncio.Event()
         self.look_for_backends()
 
     async def start(self) -> None:
         """Begin to serve, on the running loop."""
         await self._scheduler.__aenter__()
         self._is_running = True
+        self._results = asyncio.Event()
+        self.take_results(True)
         self.look_for_backends()
         for quota in self._quotas.values():
             quota._serve(self.now, self._wait_of)  # noqa: SLF001 - the quota's other half
-        owed, self._debts = self._debts, {}
-        for debt, name in owed.items():
-            reply = debt._reply()  # noqa: SLF001 - the public way waits, and raises its error
-            if name in self._declared and reply is not None and not reply.ok:
+        owed, self._owed = self._owed, []
+        for name in owed:
+            if name in self._declared:
                 self._charge(name)
 
     async def stop(self) -> None:
@@ -114,15 +117,18 @@ class Engine:
         self._is_running = False
         for cancel in list(self.guests):
             cancel()
-        for debt in self._debts:
-            debt.cancel()
+        for debt, name in self._debts.items():
+            if debt.cancel():
+                self._owed.append(name)
+        self._debts.clear()
         await self._scheduler._leave()  # noqa: SLF001 - it is entered again
         self._rest()
 
     def abandon(self) -> None:
-        """The loop that it ran on ended without a stop: what the limits remember goes with it."""
+        """The loop that it ran on ended without a stop: what the limits remember goes with it, the last minute is charged anew."""
         self._is_running = False
         self._scheduler, self._declared, self._debts = self._new_scheduler(), {}, {}
+        self._owed = [name for name, quota in self._quotas.items() for _ in range(quota._last_minute())]  # noqa: SLF001
         for quota in self._quotas.values():
             quota.active_requests = 0
         self._rest()
@@ -139,6 +145,13 @@ class Engine:
         if prefer in self._declared:
             options["prefer"] = prefer
         return self._scheduler.submit_nowait(job, **options)
+
+    def take_results(self, takes: bool) -> None:
+        """Whether attempts may begin, as far as their results are concerned: not while more wait than can be stored."""
+        if takes:
+            self._results.set()
+        else:
+            self._results.clear()
 
     def look_for_backends(self) -> None:
         """Have a quota for each backend there is, and the scheduler know them all as they are now."""
@@ -187,6 +200,8 @@ class Engine:
         if attempt.target is DEBT:
             return None
         job: Job = attempt.target  # type: ignore[assignment] # nothing else is submitted
+        if not self._results.is_set():
+            await self._results.wait()
         name = attempt.backend
         backend = self._named.get(name)
         if backend is not None and not backend.is_available():

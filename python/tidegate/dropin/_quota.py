@@ -156,6 +156,11 @@ class BackendQuota:
         """The scheduler has stopped."""
         self._room = None
 
+    def _last_minute(self) -> int:
+        """How many have begun in the last minute."""
+        self._forget_old()
+        return len(self.minute_requests)
+
     def _end(self) -> None:
         self.active_requests = max(0, self.active_requests - 1)
 

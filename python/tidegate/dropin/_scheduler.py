@@ -20,6 +20,8 @@ from tidegate.testing import ManualClock
 CUSTOM_QUOTA = {"requests_per_minute": 30, "requests_per_hour": 1000, "concurrent_requests": 5}
 # Results stored in one turn of a thread.
 BATCH = 64
+# Results that wait to be stored, above which no attempt begins.
+MOST_RESULTS = 1024
 
 logger = logging.getLogger("tidegate")
 
@@ -234,6 +236,8 @@ class RateLimitScheduler:
             return
         self.request_queue._leave(entry)  # noqa: SLF001
         self._ended.put_nowait(entry)
+        if self._ended.qsize() >= MOST_RESULTS:
+            self._engine.take_results(False)
 
     async def _work(self) -> None:
         """Settle requests that have ended."""
@@ -248,6 +252,8 @@ class RateLimitScheduler:
             finally:
                 for _ in batch:
                     self._ended.task_done()
+                if self._ended.qsize() < MOST_RESULTS:
+                    self._engine.take_results(True)
                 batch.clear()  # nothing is held while it waits for the next ones
 
     async def _settle(self, batch: list[Entry]) -> None:
