@@ -125,7 +125,7 @@ class Engine:
         self._rest()
 
     def abandon(self) -> None:
-        """The loop that it ran on ended without a stop: what the limits remember goes with it, the last minute is charged anew."""
+        """The loop that it ran on ended without a stop: what the limits remember goes with it, its minute is charged anew."""
         self._is_running = False
         self._scheduler, self._declared, self._debts = self._new_scheduler(), {}, {}
         self._owed = [name for name, quota in self._quotas.items() for _ in range(quota._last_minute())]  # noqa: SLF001
