@@ -39,13 +39,13 @@ class Log:
         self.stopped = threading.Event()
 
 
-def numbers(kind, log, *, fails_at=(), name="numbers", **options):
+def numbers(kind, log, *, fails_at=(), first=0, name="numbers", **options):
     """A backend whose target is how many numbers there are; the n-th attempt fails before the number `fails_at[n]`."""
 
     def start(request):
         log.attempts += 1
         stop_at = fails_at[request.attempt - 1] if request.attempt <= len(fails_at) else None
-        return items_of(request), range(target_of(request)), stop_at
+        return items_of(request), range(first, first + target_of(request)), stop_at
 
     def in_a_thread(request):
         items, found, fails = start(request)
@@ -105,11 +105,11 @@ async def test_a_repeated_attempt_continues_the_list(kind, log):
 
 async def test_another_backend_begins_a_list_of_its_own(kind, log):
     other = Log()
-    backends = [numbers(kind, log, fails_at=(3,) * 9, name="first"), numbers(kind, other, name="second")]
+    backends = [numbers(kind, log, fails_at=(3,) * 9, name="first"), numbers(kind, other, first=10, name="second")]
     async with RateLimitScheduler(backends, retry=AGAIN) as scheduler:
         reply = await scheduler.fetch(5)
     assert reply.backend == "second"
-    assert reply.value == [0, 1, 2, 3, 4]
+    assert reply.value == [10, 11, 12, 13, 14]
 
 
 # ---- A stream
@@ -126,9 +126,10 @@ async def test_a_stream_gives_each_item_as_it_comes(kind, log):
     assert scheduler.ledger().delivered == 2
 
 
-async def test_each_item_comes_once_though_attempts_are_repeated(kind, log):
+@pytest.mark.parametrize("isolation", ["worker", "task"])
+async def test_each_item_comes_once_though_attempts_are_repeated(isolation, kind, log):
     backend = numbers(kind, log, fails_at=(7, 3, 20, 39))
-    async with RateLimitScheduler([backend], retry=AGAIN) as scheduler:
+    async with RateLimitScheduler([backend], retry=AGAIN, isolation=isolation) as scheduler:
         assert [item async for item in backend.stream(scheduler, 40, buffer=4)] == list(range(40))
     assert log.attempts == 5
 

@@ -76,9 +76,12 @@ class Lines:
         base = self._base_url
         if isinstance(base, Mapping):
             base = base.get(f"{parts.scheme}://{parts.netloc}".lower())
-        if base is None or url.startswith(base):
+        if base is None:
             return url
-        return base.rstrip("/") + (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        base = base.rstrip("/")
+        if url.startswith(f"{base}/"):  # where an answer of that server has led
+            return url
+        return base + (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 class Wire(BaseAdapter):

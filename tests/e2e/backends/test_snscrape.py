@@ -459,9 +459,12 @@ async def test_the_unix_time_of_a_rejection_is_kept(service, serve):
 # ---- What is charged
 
 
-async def test_redirect_hops_are_charged(service, serve):
-    service.faults = {1: lambda _: web.Response(status=302, headers={"Location": "/private"}), 2: lambda _: page("no posts")}
-    backend = SnscrapeBackend("sns", "telegram-channel", "100/s", base_url=await serve(service.answer))
+@pytest.mark.parametrize("location", ["/private", "https://t.me/private", "{base}private"])
+async def test_redirect_hops_are_charged(location, service, serve):
+    base = await serve(service.answer)
+    moved = {"Location": location.format(base=base)}
+    service.faults = {1: lambda _: web.Response(status=302, headers=moved), 2: lambda _: page("no posts")}
+    backend = SnscrapeBackend("sns", "telegram-channel", "100/s", base_url=base)
     async with RateLimitScheduler([backend]) as scheduler:
         assert (await scheduler.fetch("private")).value == []
         assert scheduler.snapshot().backends["sns"].sent == 2
@@ -593,6 +596,7 @@ async def failure(scheduler: RateLimitScheduler, target: object) -> RequestFaile
         (status(500), 2, ScrapeError, "https://t.me/s/ada: status 500"),
         (status(404), 1, ScrapeError, "https://t.me/s/ada: status 404"),
         (reset, 2, ScrapeError, r"https://t.me/s/ada: the connection failed \(ConnectionError\)"),
+        (cut, 2, ScrapeError, "https://t.me/s/ada: the answer broke off"),
         (hang, 2, ScrapeError, "https://t.me/s/ada: no answer in time"),
         (
             lambda _: page('<div class="tgme_widget_message" data-post="ada/1"></div>'),
@@ -601,7 +605,7 @@ async def failure(scheduler: RateLimitScheduler, target: object) -> RequestFaile
             "https://t.me/s/ada: telegram-channel cannot read what it was sent: AttributeError: ",
         ),
     ],
-    ids=["500", "404", "reset", "no answer", "another page"],
+    ids=["500", "404", "reset", "cut", "no answer", "another page"],
 )
 async def test_what_fails_is_said_and_tried_again_if_that_may_help(fault, attempts, kind, said, service, serve):
     service.faults = dict.fromkeys(range(1, 9), fault)
@@ -615,7 +619,7 @@ async def test_what_fails_is_said_and_tried_again_if_that_may_help(fault, attemp
 
 
 async def test_a_page_that_fails_a_scraper_tells_no_query(service, serve):
-    service.faults = dict.fromkeys(range(1, 9), lambda _: web.Response(status=200, text="{}", content_type="text/html"))
+    service.faults = {3: lambda _: page("something else")}
     backend = backend_of("twitter-search", "100/s", await serve(service.answer))
     async with RateLimitScheduler([backend], retry=ONCE) as scheduler:
         failed = await failure(scheduler, "a secret")
