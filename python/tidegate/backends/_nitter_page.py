@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -19,6 +19,8 @@ from urllib.parse import parse_qs, urljoin
 if TYPE_CHECKING:
     from lxml.etree import _Element as XmlElement
     from lxml.html import HtmlElement
+
+    Parts = defaultdict[str, list[HtmlElement]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,10 @@ class RefusedError(Exception):
         self.said = said
 
 
+# A page of Nitter has 20, and some more where it shows threads.
+MOST_ITEMS = 500
+# Of what a tweet has at most a few of, no more are looked at: they may lie in each other, a thousand deep.
+FEW = 8
 STATUS_PATH = re.compile(r"/(\w+)/status/(\d{1,19})")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 TITLE = re.compile(r"(\w{3}) (\d{1,2}), (\d{4}) · (\d{1,2}):(\d{2}) ([AP]M) UTC")
@@ -119,14 +125,22 @@ def read_html(body: bytes, base: str) -> Page:
     tweets: list[Tweet] = []
     # A thread stands where its newest tweet does and shows older ones before it: it is one step down the page.
     steps: dict[object, datetime] = {}
+    if len(parts["timeline-item"]) > MOST_ITEMS:
+        raise RefusedError(Refusal.BROKEN, f"a page of more than {MOST_ITEMS} tweets")
+    threads = set(parts["thread-line"])
+    inner: set[HtmlElement] = set()
     for item in parts["timeline-item"]:
-        tweet = _tweet(item, base)
+        if item in inner:
+            continue
+        inside = _by_class(item)
+        inner.update(inside["timeline-item"])
+        tweet = _tweet(item, inside, base)
         if tweet is None:
             continue
         tweets.append(tweet)
         if not (tweet.is_pinned or tweet.is_retweet):
             parent = item.getparent()
-            step = parent if parent is not None and parent in parts["thread-line"] else item
+            step = parent if parent is not None and parent in threads else item
             steps[step] = max(tweet.created_at, steps.get(step, tweet.created_at))
     cursor = _cursor(parts)
     if cursor is None and b"</html>" not in body[-1024:].lower():
@@ -149,7 +163,10 @@ def read_rss(body: bytes, base: str, cursor: str | None) -> Page:
         root = None
     if root is None or root.tag != "rss":
         raise _refusal(_document(body))
-    tweets = tuple(_entry(item, base) for item in root.iter("item"))
+    items = list(root.iter("item"))
+    if len(items) > MOST_ITEMS:
+        raise RefusedError(Refusal.BROKEN, f"a feed of more than {MOST_ITEMS} tweets")
+    tweets = tuple(_entry(item, base) for item in items)
     # Which of them make a thread is not told: nothing after this page is newer than the newest on it.
     dates = [tweet.created_at for tweet in tweets if not (tweet.is_pinned or tweet.is_retweet)]
     return Page(tweets, cursor or None, max(dates, default=None))
@@ -193,20 +210,19 @@ def _refusal(document: HtmlElement) -> RefusedError:
     return RefusedError(Refusal.BROKEN, f"an error page: {_short(said)}")
 
 
-def _tweet(item: HtmlElement, base: str) -> Tweet | None:
+def _tweet(item: HtmlElement, parts: Parts, base: str) -> Tweet | None:
     """The tweet of a place in the timeline; None when something else is there: a link to more, a user, what is withheld."""
-    parts = _by_class(item)
     if not parts["tweet-content"] or parts["profile-result"]:
         return None
     quoted = None
     if parts["quote"]:
-        quoted = _take_quotes(parts)
+        quoted = _take_quotes(item, parts)
         parts = _by_class(item)  # its date, names and pictures are not this one's
     found = next(filter(None, (STATUS_PATH.search(link.get("href", "")) for link in parts["tweet-link"])), None)
     if found is None:
         raise RefusedError(Refusal.BROKEN, "a tweet that does not say which it is")
     number = int(found[2])
-    title = next((link.get("title", "") for date in parts["tweet-date"] for link in date.iter("a")), "")
+    title = next((link.get("title", "") for date in parts["tweet-date"][:FEW] for link in date.iter("a")), "")
     names, content = parts["fullname"], parts["tweet-content"][0]
     return Tweet(
         id=number,
@@ -220,8 +236,8 @@ def _tweet(item: HtmlElement, base: str) -> Tweet | None:
         is_reply=bool(parts["replying-to"]),
         quoted=quoted,
         links=_links(content),
-        media=_media([*parts["attachments"], *parts["card"]], parts["still-image"], base),
-        **_counts(parts["tweet-stat"]),
+        media=_media([*parts["attachments"][:FEW], *parts["card"][:FEW]], parts["still-image"][:FEW], base),
+        **_counts(parts["tweet-stat"][:FEW]),
     )
 
 
@@ -254,20 +270,21 @@ def _entry(item: XmlElement, base: str) -> Tweet:
     )
 
 
-def _by_class(element: HtmlElement) -> defaultdict[str, list[HtmlElement]]:
+def _by_class(element: HtmlElement) -> Parts:
     """What is in an element, by the classes that it has, in one go: searches for each would cost a page 30 ms."""
-    found: defaultdict[str, list[HtmlElement]] = defaultdict(list)
+    found: Parts = defaultdict(list)
     for part in element.iter("*"):
         for name in part.get("class", "").split():
             found[name].append(part)
     return found
 
 
-def _take_quotes(parts: Mapping[str, list[HtmlElement]]) -> int | None:
+def _take_quotes(item: HtmlElement, parts: Parts) -> int | None:
     """Remove the tweet that is quoted; gives its number."""
-    links = (STATUS_PATH.search(link.get("href", "")) for link in parts.get("quote-link", ()))
+    links = (STATUS_PATH.search(link.get("href", "")) for link in parts["quote-link"])
     for quote in parts["quote"]:
-        quote.drop_tree()
+        if quote is not item:
+            quote.drop_tree()
     return next((int(link[2]) for link in links if link), None)
 
 
@@ -281,11 +298,12 @@ def _counts(stats: Iterable[HtmlElement]) -> dict[str, int | None]:
     return counts
 
 
-def _cursor(parts: Mapping[str, list[HtmlElement]]) -> str | None:
+def _cursor(parts: Parts) -> str | None:
     """Where the next page begins. A link at the top leads to the newest, and has no cursor."""
-    for more in reversed(parts.get("show-more", ())):
+    for more in reversed(parts["show-more"][-FEW:]):
         for link in more.iter("a"):
-            if cursor := parse_qs(link.get("href", "").partition("#")[0].partition("?")[2]).get("cursor"):
+            href = link.get("href", "")
+            if "cursor=" in href and (cursor := parse_qs(href.partition("#")[0].partition("?")[2]).get("cursor")):
                 return cursor[0]
     return None
 

@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 Form = Literal["html", "rss"]
 
-LARGEST_PAGE = 4 * 1024 * 1024
-"""Bytes of a page that are read; one of twenty tweets has a tenth of a MiB."""
+LARGEST_PAGE = 1024 * 1024
+"""Bytes of a page that are read; one of twenty tweets has a tenth of that."""
 LARGEST_ERROR = 64 * 1024
 """The same of an error page."""
 USER = re.compile(r"[A-Za-z0-9_]{1,50}")
@@ -197,12 +197,11 @@ class NitterBackend(ItemBackend):
         self._is_rss = form == "rss"
         self._headers = headers
         self._read_timeout = seconds_of("read_timeout", read_timeout)
-        self._limited: set[str] = set()
-        self._waiting: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
+        self._news: defaultdict[str, _News] = defaultdict(_News)
 
     async def aopen(self) -> None:
         """Open the client, or check the one that was given. The scheduler calls it when it starts."""
-        self._limited.clear()
+        self._news.clear()
         concurrency = self.quota.concurrency
         in_flight = None if concurrency is None else concurrency * len(self.accounts or ())
         self._sender.open(self.name, in_flight, concurrency)
@@ -241,34 +240,28 @@ class NitterBackend(ItemBackend):
 
         Otherwise all that wait here for their next page would wait for as long as this one mirror rests.
         """
-        waiting, wait = self._waiting[mirror], asyncio.timeout(None)
-        if mirror in self._limited:
+        news, wait = self._news[mirror], asyncio.timeout(None)
+        if news.is_limited:
             raise PutBackError
         try:
             async with wait:
-                waiting.add(wait)
+                news.waiting.add(wait)
                 try:
                     await request.recharge()
                 finally:
-                    waiting.discard(wait)
+                    news.waiting.discard(wait)
         except TimeoutError:
             if not wait.expired():
                 raise
             raise PutBackError from None
 
-    def _is_limited(self, mirror: str) -> None:
-        """The mirror has said so: who waits for its next page need not."""
-        self._limited.add(mirror)
-        for wait in self._waiting[mirror]:
-            wait.reschedule(asyncio.get_running_loop().time())
-
     async def _page(self, request: Request, mirror: str, walk: _Walk) -> Page:
         """One page, which is charged already."""
 
         async def read(response: aiohttp.ClientResponse) -> Page:
-            return self._read(request, mirror, response, await _body(response))
+            return self._read(request, mirror, response, await _body(response), rejections)
 
-        url = walk.url(mirror, self._is_rss)
+        url, rejections = walk.url(mirror, self._is_rss), self._news[mirror].rejections
         try:
             return await self._sender.exchange(request, url, self._headers, read, trust=False, silence=self._read_timeout)
         except HttpRequestError as error:  # it redirects to nowhere: that is the mirror's fault here, not the request's
@@ -278,22 +271,47 @@ class NitterBackend(ItemBackend):
                 return Page()  # the end of a feed is said as if there were no such user
             raise _public(error, mirror, target_of(request)) from None
 
-    def _read(self, request: Request, mirror: str, response: aiohttp.ClientResponse, body: bytes) -> Page:
-        """What a response comes to. It is acknowledged when it is known whether it is a rejection."""
+    def _read(self, request: Request, mirror: str, response: aiohttp.ClientResponse, body: bytes, rejections: int) -> Page:
+        """What a response comes to. It is acknowledged when it is known whether it is a rejection.
+
+        `rejections`: how many the mirror had given when this page was asked for.
+        """
         status = response.status
         try:
             if status >= 400:
                 raise _refused(response, read_refusal(body))
             page = read_rss(body, mirror, response.headers.get("Min-Id")) if self._is_rss else read_html(body, mirror)
-            self._limited.discard(mirror)
+            self._news[mirror].accepted(rejections)
             return page
         except RefusedError as error:
             if error.refusal is Refusal.LIMITED:
                 status = 429
-                self._is_limited(mirror)
+                self._news[mirror].rejected()
             raise
         finally:
             request.ack(status, response.headers)
+
+
+class _News:
+    """What a mirror has last said of its limits, and who waits there for a next page."""
+
+    def __init__(self) -> None:
+        self.is_limited = False
+        self.rejections = 0
+        self.waiting: set[asyncio.Timeout] = set()
+
+    def rejected(self) -> None:
+        """It is limited: who waits need not."""
+        self.is_limited = True
+        self.rejections += 1
+        waiting, self.waiting = self.waiting, set()  # each is told once: it may take a while to leave
+        for wait in waiting:
+            wait.reschedule(asyncio.get_running_loop().time())
+
+    def accepted(self, rejections: int) -> None:
+        """It has given a page that was asked for after so many rejections; what was asked for before the last one is old."""
+        if rejections == self.rejections:
+            self.is_limited = False
 
 
 class _Walk:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientError, web
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.e2e.backends.nitter_site import LIMITED, NOW, Post, feed, item, main, page, panel, posts, timeline
@@ -295,7 +295,8 @@ async def test_target_at_fault_is_told_at_once(form, status, body, said, serve):
         (200, timeline(item(Post(1)))[:-20], "a page that breaks off"),
         (200, timeline(item(Post(1)).replace("/status/", "/")), "a tweet that does not say which it is"),
         (200, timeline(item(Post(1)).replace("UTC", "")), "a tweet without a date that can be read"),
-        (200, timeline("x" * (5 << 20)), "a page of more than 4 MiB"),
+        (200, timeline("x" * (2 << 20)), "a page of more than 1 MiB"),
+        (200, timeline(item(Post(1)) * 501), "a page of more than 500 tweets"),
     ],
 )
 async def test_mirror_at_fault_is_retried_elsewhere(status, body, reason, site, mirror_of):
@@ -320,7 +321,15 @@ async def test_mirror_at_fault_is_retried_elsewhere(status, body, reason, site, 
 
 @pytest.mark.parametrize(
     "body",
-    ["", "<rss", CHALLENGE, "<html/>", feed("<item><title>x</title></item>"), feed("").replace("<channel>", "<channel>&bomb;")],
+    [
+        "",
+        "<rss",
+        CHALLENGE,
+        feed("<item/>" * 501),
+        "<html/>",
+        feed("<item><title>x</title></item>"),
+        feed("").replace("<channel>", "<channel>&bomb;"),
+    ],
 )
 async def test_what_is_no_feed_is_the_mirrors_fault(body, serve):
     async def answer(request):
@@ -482,7 +491,8 @@ def test_any_page_is_tweets_or_one_of_the_errors(body, form):
                 await runner.cleanup()
 
     result = asyncio.run(collect())
-    assert isinstance(result, list | MirrorError | NitterTargetError | BackendRateLimitedError)
+    # A client error is of the line: nothing that reads a page raises one.
+    assert isinstance(result, list | MirrorError | NitterTargetError | BackendRateLimitedError | ClientError), repr(result)
 
 
 # ---- Several mirrors
@@ -546,7 +556,7 @@ async def test_nobody_waits_for_a_mirror_that_is_limited_for_long(site, mirror_o
     assert all_there(site, replies)
     assert all(reply.attempts == 1 for reply in replies)
     assert limited.statuses[200] == 20
-    assert limited.statuses[429] == state.rejected <= 5
+    assert limited.statuses[429] == state.rejected <= 10
 
 
 async def test_mirror_alone_goes_on_when_it_is_open_again(site, mirror_of):
