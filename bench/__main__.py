@@ -14,8 +14,10 @@ import memory
 import submit
 from measure import HEADER, LOOPS, Row, as_record, refuse_debug_build, versions
 
+import dropin
+
 RESULTS = Path(__file__).parent / "results"
-BENCHES = ("dispatch", "fetch", "submit", "limiter", "memory", "idle", "collector")
+BENCHES = ("dispatch", "fetch", "submit", "limiter", "memory", "idle", "collector", "dropin")
 LEAST_ROUNDS = 5
 METHOD = (
     "All contenders of a row run in one process, in turn. A value is the ratio of their least CPU times over the rounds, "
@@ -40,6 +42,8 @@ def measured(benches: list[str], loops: list[str], rounds: int) -> Iterator[Row]
         yield from idle.rows()
     if "collector" in benches:
         yield from collector.rows(loops)
+    if "dropin" in benches:
+        yield from dropin.rows(loops[-1], rounds)
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-import heapq
 import time
 from asyncio import sleep
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -58,7 +58,7 @@ class BackendQuota:
         now = time.time()
         for stamps, period in ((self.minute_requests, MINUTE), (self.hour_requests, HOUR)):
             while stamps and now - stamps[0] >= period:
-                stamps.popleft()
+                del stamps[0]
 
     def can_make_request(self):
         self._forget()
@@ -114,15 +114,12 @@ class ScheduledRequest:
     max_retries: int = 3
     backend_preference: str | None = None
 
-    def __post_init__(self):
-        self.created = self.created_at.timestamp() if isinstance(self.created_at, datetime) else self.created_at
-
     def __lt__(self, other):
-        return (self.priority.value, self.created) < (other.priority.value, other.created)
+        return (self.priority.value, _seconds(self.created_at)) < (other.priority.value, _seconds(other.created_at))
 
     @property
     def is_expired(self):
-        return time.time() - self.created > EXPIRY
+        return time.time() - _seconds(self.created_at) > EXPIRY
 
     @property
     def can_retry(self):
@@ -130,48 +127,44 @@ class ScheduledRequest:
 
 
 class RequestQueue:
-    """A heap of requests, bounded by displacing the oldest."""
+    """A sorted list of requests, bounded by displacing the oldest."""
 
     def __init__(self, max_size=1000):
         self.max_size = max_size
         self.stats = {"total_queued": 0, "total_processed": 0, "total_dropped": 0, "avg_wait_time": 0.0}
-        self._heap = []
+        self._waiting = []
 
     async def enqueue(self, request):
         """Defect: above `max_size` an older one of the least priority goes, and nobody is told."""
-        if len(self._heap) >= self.max_size:
-            self._heap.remove(max(self._heap, key=lambda waiting: (waiting.priority.value, -waiting.created)))
-            heapq.heapify(self._heap)
+        if len(self._waiting) >= self.max_size:
+            least = self._waiting[-1].priority
+            self._waiting.remove(next(waiting for waiting in self._waiting if waiting.priority is least))
             self.stats["total_dropped"] += 1
-        heapq.heappush(self._heap, request)
+        insort(self._waiting, request)
         self.stats["total_queued"] += 1
         return True
 
     async def dequeue(self):
         """Defects: each call makes the list anew, and what is too old goes silently."""
-        self._drop_expired()
-        if not self._heap:
+        fresh = [request for request in self._waiting if not request.is_expired]
+        self.stats["total_dropped"] += len(self._waiting) - len(fresh)
+        self._waiting = fresh
+        if not fresh:
             return None
-        request = heapq.heappop(self._heap)
+        request = fresh.pop(0)
         self.stats["total_processed"] += 1
-        waited = time.time() - request.created
+        waited = time.time() - _seconds(request.created_at)
         self.stats["avg_wait_time"] += (waited - self.stats["avg_wait_time"]) / self.stats["total_processed"]
         return request
 
-    def _drop_expired(self):
-        before = len(self._heap)
-        self._heap = [request for request in self._heap if not request.is_expired]
-        heapq.heapify(self._heap)
-        self.stats["total_dropped"] += before - len(self._heap)
-
     async def peek(self):
-        return self._heap[0] if self._heap else None
+        return self._waiting[0] if self._waiting else None
 
     async def size(self):
-        return len(self._heap)
+        return len(self._waiting)
 
     async def is_empty(self):
-        return not self._heap
+        return not self._waiting
 
 
 class LoadBalancer:
@@ -267,7 +260,8 @@ class RateLimitScheduler:
 
     async def _scrape(self, target):
         manager = self.backend_manager
-        scrape = manager.scrape_user_tweets if target.is_user else manager.scrape_search_tweets
+        is_search = target.target_type == "search" or target.is_search is True
+        scrape = manager.scrape_search_tweets if is_search else manager.scrape_user_tweets
         result = await scrape(target.value, max_tweets=100)
         if not result.success:
             raise RuntimeError(result.error_message)
@@ -382,3 +376,7 @@ def _default_quotas(backend_manager):
 
 def _now():
     return datetime.fromtimestamp(time.time(), UTC)
+
+
+def _seconds(stamp):
+    return stamp.timestamp() if isinstance(stamp, datetime) else stamp

@@ -45,6 +45,8 @@ MAY_IMPORT_PRIVATE = {
     "tests/test_exports.py": {"tidegate._core"},  # compares the stub with the compiled module
     "tests/test_guides.py": {"tidegate._cli.cli", "tidegate._cli.config"},  # the same, and the keys that there are
     "tests/test_configuration.py": {"tidegate._cli.cli", "tidegate._cli.lines.lines_of"},  # a process for each would take minutes
+    # What a ready-made backend is made with: through one, most of it would need a server.
+    "tests/test_items.py": {f"tidegate.backends._items.{name}" for name in ("ItemBackend", "items_of", "target_of")},
     "bench/measure.py": {"tidegate._core"},  # refuses a debug build
     "bench/memory.py": {"tidegate._core"},  # the engine's own bytes a request
 }

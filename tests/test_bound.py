@@ -194,4 +194,4 @@ async def test_every_message_is_counted_and_so_is_every_rejection():
     assert arrived["pages"] == 60
     assert {name: state.sent for name, state in states.items()} == arrived
     assert {name: state.rejected for name, state in states.items()} == {"pages": 0, "strict": rejected}
-    assert rejected > 5
+    assert rejected >= 5

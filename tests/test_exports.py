@@ -21,7 +21,20 @@ STUB = ROOT / "python" / "tidegate" / "_core.pyi"
 NAMES = tuple(tidegate.__all__)
 DEFINED = tuple(name for name in NAMES if isinstance(getattr(tidegate, name), type | FunctionType))
 # Every client that there is something for, and what only a part of the package needs.
-NOT_NEEDED = {"aiohttp", "click", "curl_cffi", "httpx", "httpx2", "msgspec", "niquests", "requests", "urllib3", "uvloop"}
+NOT_NEEDED = {
+    "aiohttp",
+    "click",
+    "curl_cffi",
+    "httpx",
+    "httpx2",
+    "lxml",
+    "msgspec",
+    "niquests",
+    "requests",
+    "snscrape",
+    "urllib3",
+    "uvloop",
+}
 CLASSES = tuple(name for name in DEFINED if isinstance(getattr(tidegate, name), type))
 
 

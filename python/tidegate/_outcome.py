@@ -50,6 +50,10 @@ class UnsentError(Exception):
     """A runner gives its attempt up before anything was sent: its permit is given back."""
 
 
+class PutBackError(Exception):
+    """A handler of ours ends its attempt between two messages, nothing having failed: its request waits again, at no cost."""
+
+
 def _status_of(error: BaseException) -> tuple[int | None, object]:
     """The status that a known client's exception carries, and the object that carries it."""
     for carrier in (error, getattr(error, "response", None)):

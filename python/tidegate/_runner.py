@@ -7,7 +7,7 @@ from contextvars import Context
 
 from tidegate import _core
 from tidegate._backend import Backend, Classify
-from tidegate._outcome import Classified, Outcome
+from tidegate._outcome import Classified, Outcome, PutBackError
 from tidegate._threads import HandlerThreads, StillRunningError
 
 Runner = Callable[[_core.Request], Awaitable[object]]
@@ -29,7 +29,7 @@ def _classified(runner: Runner, classify: Classify) -> Runner:
     async def run(request: _core.Request) -> object:
         try:
             result = await runner(request)
-        except StillRunningError:
+        except (StillRunningError, PutBackError):
             raise
         except Exception as error:  # noqa: BLE001 - the user's function decides what it means
             result = error

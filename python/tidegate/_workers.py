@@ -10,7 +10,7 @@ from typing import Any
 
 from tidegate import _core
 from tidegate._errors import BackendRejectedError, InternalError
-from tidegate._outcome import Classified, Outcome, UnsentError, verdict_of
+from tidegate._outcome import Classified, Outcome, PutBackError, UnsentError, verdict_of
 from tidegate._quote import shown
 from tidegate._threads import StillRunningError
 
@@ -154,6 +154,8 @@ class Workers:
                 finish(worker, error.outcome, result, status, headers)
             case UnsentError():
                 self._core.give_up(worker, error)
+            case PutBackError():
+                self._core.put_back(worker, error)
             case StillRunningError():
                 lease = self._core.abandon(worker, asyncio.CancelledError())
                 if lease is not None:

@@ -102,13 +102,15 @@ class BackendObject:
 
     def __init__(self, name):
         self.name = name
+        self.available = True
+        self.error = None
         self.calls = []
 
     def get_name(self):
         return self.name
 
     def is_available(self):
-        return True
+        return self.available
 
     async def scrape_user_tweets(self, name, max_tweets=100):
         return self._answer(name)
@@ -118,11 +120,13 @@ class BackendObject:
 
     def _answer(self, value):
         self.calls.append(value)
+        if self.error is not None:
+            raise self.error
         return Result([f"tweet of {value}"], backend_used=self.name)
 
 
 class ManagerOfObjects:
-    """A manager with `.backends`, which by itself always asks the first of them."""
+    """A manager with `.backends`, which by itself asks the first of them that is available."""
 
     def __init__(self, *names):
         self.backends = [BackendObject(name) for name in names]
@@ -131,13 +135,19 @@ class ManagerOfObjects:
         return [backend.get_name() for backend in self.backends if backend.is_available()]
 
     async def scrape_user_tweets(self, name, max_tweets=100):
-        return await self.backends[0].scrape_user_tweets(name, max_tweets)
+        return await self._first().scrape_user_tweets(name, max_tweets)
 
     async def scrape_search_tweets(self, query, max_tweets=100):
-        return await self.backends[0].scrape_search_tweets(query, max_tweets)
+        return await self._first().scrape_search_tweets(query, max_tweets)
+
+    def _first(self):
+        return next(backend for backend in self.backends if backend.available)
+
+    def backend(self, name):
+        return next(backend for backend in self.backends if backend.name == name)
 
     def calls(self, name):
-        return next(backend.calls for backend in self.backends if backend.name == name)
+        return self.backend(name).calls
 
 
 class InsertBatch:

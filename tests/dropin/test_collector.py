@@ -244,6 +244,24 @@ async def test_scheduler_that_is_not_started_yet(dropin):
     await scheduler.stop()
 
 
+async def fails(kind, value):
+    raise ConnectionError("reset by peer")
+
+
+async def test_one_that_fails_is_collected_again(virtual):
+    """However often it has failed: each time that it is due."""
+    manager = Manager(fails, names=["snscrape"])
+    scheduler = virtual.scheduler(manager, InsertBatch(), plenty(virtual.dropin, "snscrape"))
+    collector = virtual.dropin.ContinuousCollector(scheduler, users(1), 30)
+    await scheduler.start()
+    await collector.start()
+    await virtual.clock.run_for(3600)
+    await collector.stop()
+    await scheduler.stop()
+    assert collector.get_stats()["stats"]["total_requests_scheduled"] >= 60
+    assert len(manager.calls) >= 4 * 60
+
+
 async def test_two_collectors_of_one_scheduler(dropin):
     manager = Manager()
     scheduler = dropin.RateLimitScheduler(manager, InsertBatch(), plenty(dropin))

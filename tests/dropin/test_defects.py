@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from functools import partial
 from itertools import pairwise
+from random import Random
 from unittest.mock import AsyncMock, Mock, patch
 
 import pytest
@@ -138,6 +140,105 @@ async def test_urgent_ones_overtake_those_that_wait_for_quota(virtual):
     await scheduler.stop()
 
 
+async def test_what_waits_for_quota_can_be_taken(virtual):
+    manager = Manager(no_tweets, names=["snscrape"])
+    scheduler = virtual.scheduler(manager, InsertBatch(), one_backend(virtual.dropin, 1))
+    targets = users(3)
+    await start_with(scheduler, targets)
+    await virtual.clock.run_for(1)
+    request = await scheduler.request_queue.dequeue()
+    assert request.target is targets[1]
+    await virtual.clock.run_for(600)
+    await scheduler.stop()
+    assert manager.asked == ["user 0", "user 2"]
+
+
+async def test_what_runs_at_a_stop_is_served_once_afterwards(virtual):
+    async def slow(kind, value):
+        await virtual.clock.sleep(10)
+        return Result()
+
+    manager = Manager(slow, names=["snscrape"])
+    scheduler = virtual.scheduler(manager, InsertBatch())
+    await start_with(scheduler, [user()])
+    await virtual.clock.run_for(1)
+    assert manager.asked == ["ada"]
+    await scheduler.stop()
+    assert await scheduler.request_queue.size() == 1
+    await scheduler.start()
+    await virtual.clock.run_for(100)
+    await scheduler.stop()
+    assert manager.asked == ["ada", "ada"]
+    assert scheduler.stats["requests_processed"] == 1
+
+
+class Flaky:
+    """A manager of objects that take their time and fail now and then, and what they were asked when."""
+
+    def __init__(self, random, clock):
+        self.random, self.clock = random, clock
+        self.sent = {"snscrape": [], "nitter": []}
+        self.served = []
+        self.backends = [Mock(is_available=Mock(return_value=True)) for _ in self.sent]
+        for name, backend in zip(self.sent, self.backends, strict=True):
+            backend.get_name = Mock(return_value=name)
+            backend.scrape_user_tweets = partial(self.scrape, name)
+
+    def get_available_backends(self):
+        return list(self.sent)
+
+    async def scrape(self, backend, value, max_tweets=100):
+        self.sent[backend].append(self.clock.time())
+        await self.clock.sleep(self.random.choice([0.01, 0.5, 20]))
+        if self.random.random() < 0.2:
+            raise ConnectionError("reset by peer")
+        self.served.append(value)
+        return Result()
+
+    async def scrape_user_tweets(self, name, max_tweets=100):
+        return await self.scrape("snscrape", name)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_whatever_happens_nothing_is_lost(virtual, seed):
+    """Each that was accepted is served once, was taken, or was given up; and no minute has more than its quota."""
+    random, clock = Random(seed), virtual.clock
+    manager = Flaky(random, clock)
+    figures = {"snscrape": (6, 200, 3), "nitter": (2, 60, 1)}
+    quotas = {name: virtual.dropin.BackendQuota(name, *limits) for name, limits in figures.items()}
+    scheduler = virtual.scheduler(manager, InsertBatch(), quotas)
+    scheduler.request_queue.max_size = 20
+    accepted, taken = [], []
+    for turn in range(300):
+        match random.choice(["schedule"] * 6 + ["run"] * 3 + ["take", "start", "stop"]):
+            case "schedule":
+                target = user(f"user {turn}")
+                priority = random.choice(list(virtual.dropin.RequestPriority))
+                if await scheduler.schedule_request(target, priority, random.choice([None, "snscrape", "nitter"])):
+                    accepted.append(target)
+            case "run":
+                await clock.run_for(random.choice([0.1, 3, 30]))
+            case "take":
+                if (request := await scheduler.request_queue.dequeue()) is not None:
+                    taken.append(request.target)
+            case "start":
+                await scheduler.start()
+            case "stop":
+                await scheduler.stop()
+    await scheduler.start()
+    await clock.run_for(3600)
+    assert await scheduler.request_queue.is_empty()
+    await scheduler.stop()
+    assert len(set(manager.served)) == len(manager.served) == scheduler.stats["requests_processed"]
+    assert len(accepted) == len(taken) + len(manager.served) + scheduler.stats["requests_failed"]
+    assert {target.value for target in taken}.isdisjoint(manager.served)
+    assert {target.value for target in accepted if target.last_scraped} == set(manager.served)
+    for name, instants in manager.sent.items():
+        most = quotas[name].requests_per_minute
+        assert all(later - earlier >= 60 for earlier, later in zip(instants, instants[most:], strict=False))
+    assert all(quota.active_requests == 0 for quota in quotas.values())
+
+
 # ---- Slows down with its backlog
 
 
@@ -193,6 +294,18 @@ async def test_each_is_charged_for_what_it_served(dropin):
     await scheduler.stop()
     for name, quota in quotas.items():
         assert len(manager.calls(name)) == len(quota.minute_requests) == len(quota.hour_requests) == 20
+
+
+async def test_what_one_backend_fails_another_serves(dropin):
+    """The scheduler falls back by itself, since it does not leave the order to the manager."""
+    manager = ManagerOfObjects("snscrape", "nitter")
+    manager.backend("snscrape").error = ConnectionError("reset by peer")
+    scheduler = dropin.RateLimitScheduler(manager, InsertBatch(), plenty(dropin))
+    await start_with(scheduler, users(5), backend_preference="snscrape")
+    await until_processed(scheduler, 5)
+    await scheduler.stop()
+    assert set(manager.calls("nitter")) == {f"user {number}" for number in range(5)}
+    assert len(scheduler.quotas["snscrape"].minute_requests) == len(manager.calls("snscrape"))
 
 
 async def test_no_backend_is_asked_beyond_its_quota(virtual):

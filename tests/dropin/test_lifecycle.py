@@ -1,9 +1,12 @@
 """Starting and stopping: often, on several loops, and several schedulers on one."""
 
 import asyncio
+import gc
+import threading
+import weakref
 
 import pytest
-from tests.dropin.caller import InsertBatch, Manager, plenty, until_processed, user, users
+from tests.dropin.caller import InsertBatch, Manager, Result, no_tweets, plenty, until_processed, user, users
 
 
 def scheduler_of(dropin):
@@ -100,6 +103,100 @@ async def test_nothing_is_served_when_stopped(dropin, quiet):
     assert await scheduler.request_queue.size() == 1
 
 
+async def test_stopping_from_two_tasks(dropin, quiet):
+    scheduler = scheduler_of(dropin)
+    await scheduler.start()
+    await asyncio.gather(scheduler.stop(), scheduler.stop())
+    assert scheduler._running is False
+    assert scheduler._worker_tasks == []
+
+
+async def test_stopping_does_not_wait_for_a_scrape(dropin):
+    begun = asyncio.Event()
+
+    async def hang(kind, value):
+        begun.set()
+        await asyncio.Event().wait()
+
+    scheduler = dropin.RateLimitScheduler(Manager(hang), InsertBatch(), plenty(dropin))
+    await scheduler.start()
+    await scheduler.schedule_request(user())
+    async with asyncio.timeout(30):
+        await begun.wait()
+        await scheduler.stop()
+    assert scheduler._worker_tasks == []
+    assert scheduler.stats["requests_processed"] == 0
+
+
+async def test_stopping_does_not_wait_for_quota(dropin):
+    """Neither for that of requests, nor for that of a backend which the manager by itself has used beyond it."""
+
+    async def by_nitter(kind, value):
+        return Result(backend_used="nitter")
+
+    quotas = {"snscrape": dropin.BackendQuota("snscrape", 6, 100, 5), "nitter": dropin.BackendQuota("nitter", 2, 100, 5)}
+    scheduler = dropin.RateLimitScheduler(Manager(by_nitter), InsertBatch(), quotas)
+    for target in users(9):
+        await scheduler.schedule_request(target, backend_preference="snscrape")
+    await scheduler.start()
+    await until_processed(scheduler, 6)
+    async with asyncio.timeout(30):
+        await scheduler.stop()
+    assert scheduler._worker_tasks == []
+
+
+async def test_stopping_waits_for_what_is_being_stored(dropin):
+    """Or gives it up: it leaves no thread behind that stores after it has returned what nobody has counted."""
+    scheduler = scheduler_of(dropin)
+    await scheduler.start()
+    for target in users(50):
+        await scheduler.schedule_request(target)
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+    stored = len(scheduler.storage.rows)
+    assert scheduler.stats["requests_processed"] <= stored <= 50
+    assert stored + await scheduler.request_queue.size() <= 50
+
+
+async def test_a_quota_outlives_a_stop(virtual):
+    manager = Manager(no_tweets, names=["snscrape"])
+    quotas = {"snscrape": virtual.dropin.BackendQuota("snscrape", 2, 100, 5)}
+    scheduler = virtual.scheduler(manager, InsertBatch(), quotas)
+    for target in users(2):
+        await scheduler.schedule_request(target)
+    for _ in range(3):
+        await scheduler.start()
+        await virtual.clock.run_for(10)
+        await scheduler.schedule_request(user("late"))
+        await virtual.clock.run_for(5)
+        assert len(manager.calls) == 2
+        assert not quotas["snscrape"].can_make_request()
+        await scheduler.stop()
+
+
+def test_a_quota_outlives_a_loop(dropin):
+    quotas = {"snscrape": dropin.BackendQuota("snscrape", 2, 100, 5)}
+    scheduler = dropin.RateLimitScheduler(Manager(names=["snscrape"]), InsertBatch(), quotas)
+
+    async def first():
+        for target in users(2):
+            await scheduler.schedule_request(target)
+        await scheduler.start()
+        await until_processed(scheduler, 2)
+        await scheduler.stop()
+
+    async def second():
+        await scheduler.schedule_request(user("late"))
+        await scheduler.start()
+        await asyncio.sleep(0.2)
+        await scheduler.stop()
+
+    asyncio.run(first())
+    asyncio.run(second())
+    assert len(scheduler.backend_manager.calls) == 2
+    assert not quotas["snscrape"].can_make_request()
+
+
 def test_one_loop_after_the_other(dropin):
     scheduler = scheduler_of(dropin)
 
@@ -162,6 +259,21 @@ async def test_several_with_one_manager_and_storage(dropin, quiet):
     assert len(manager.calls) == len(storage.rows) == 15
 
 
+async def test_what_was_served_is_let_go(dropin):
+    """But for some that it still holds for a while."""
+    scheduler = scheduler_of(dropin)
+    await scheduler.start()
+    targets = users(500)
+    references = [weakref.ref(target) for target in targets]
+    for target in targets:
+        await scheduler.schedule_request(target)
+    await until_processed(scheduler, 500)
+    del target, targets
+    await scheduler.stop()
+    gc.collect()
+    assert sum(reference() is not None for reference in references) <= 100
+
+
 async def test_scheduling_from_many_tasks(dropin, quiet):
     scheduler = scheduler_of(dropin)
     await scheduler.start()
@@ -170,3 +282,49 @@ async def test_scheduling_from_many_tasks(dropin, quiet):
     await until_processed(scheduler, 100)
     await scheduler.stop()
     assert len(set(scheduler.backend_manager.asked)) == 100
+
+
+def test_a_loop_that_ended_without_a_stop(dropin):
+    """The next one goes on with what waits, and within the quota."""
+    manager, quotas = Manager(), {"snscrape": dropin.BackendQuota("snscrape", 2, 100, 5)}
+    scheduler = dropin.RateLimitScheduler(manager, InsertBatch(), quotas)
+
+    async def begin():
+        for target in users(5):
+            await scheduler.schedule_request(target)
+        await scheduler.start()
+        await until_processed(scheduler, 2)
+
+    async def go_on():
+        await scheduler.start()
+        await asyncio.sleep(0.2)
+        await scheduler.stop()
+
+    asyncio.run(begin())
+    asyncio.run(go_on())
+    assert len(manager.asked) == 2
+    assert asyncio.run(scheduler.request_queue.size()) == 3
+
+
+async def test_a_storage_that_is_slow_slows_the_scraping(dropin):
+    go = threading.Event()
+
+    class Slow(InsertBatch):
+        def insert_batch(self, tweets):
+            go.wait(60)
+            super().insert_batch(tweets)
+
+    manager = Manager()
+    scheduler = dropin.RateLimitScheduler(manager, Slow(), plenty(dropin))
+    scheduler.request_queue.max_size = 10_000
+    for target in users(8000):
+        await scheduler.schedule_request(target)
+    await scheduler.start()
+    asked = -1
+    while asked < len(manager.asked):  # until no more are
+        asked = len(manager.asked)
+        await asyncio.sleep(0.2)
+    assert asked < 4000
+    go.set()
+    await until_processed(scheduler, 8000)
+    await scheduler.stop()

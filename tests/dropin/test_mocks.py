@@ -77,6 +77,54 @@ async def test_backends_are_used_only_if_they_are_a_list(dropin, mock):
     assert set(scheduler.quotas) == {"snscrape", "nitter"}
 
 
+def mock_backend(mock, name):
+    backend = mock()
+    backend.get_name = Mock(return_value=name)
+    backend.is_available = Mock(return_value=True)
+    backend.scrape_user_tweets = AsyncMock(return_value=Result([f"from {name}"], backend_used=name))
+    return backend
+
+
+@MOCKS
+async def test_mocked_backends(dropin, mock):
+    manager, storage = mock_manager(mock, result=Result(["from nitter"])), InsertBatch()
+    manager.backends = [mock_backend(mock, name) for name in ("snscrape", "nitter")]
+    scheduler = dropin.RateLimitScheduler(manager, storage)
+    await scheduler.start()
+    await scheduler.schedule_request(mock_target(), backend_preference="nitter")
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+    assert storage.rows == ["from nitter"]
+
+
+@pytest.mark.parametrize(
+    "kind, other, told",
+    [
+        ("user", "search", "by its type"),
+        ("search", "user", "by its type"),
+        ("user", "search", "by its properties"),
+        pytest.param("search", "user", "by its properties"),
+        ("user", "search", "by both"),
+        ("search", "user", "by both"),
+    ],
+)
+async def test_target_told(dropin, kind, other, told):
+    """A test sets what it needs of a target; the other attributes are there as well, and are mocks."""
+    target = Mock(value="ada", last_scraped=None)
+    if told != "by its properties":
+        target.target_type = kind
+    if told != "by its type":
+        target.is_user, target.is_search = kind == "user", kind == "search"
+    manager = mock_manager()
+    scheduler = dropin.RateLimitScheduler(manager, Mock())
+    await scheduler.start()
+    await scheduler.schedule_request(target)
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+    getattr(manager, {"user": "scrape_user_tweets", "search": "scrape_search_tweets"}[kind]).assert_awaited_once()
+    getattr(manager, {"user": "scrape_user_tweets", "search": "scrape_search_tweets"}[other]).assert_not_called()
+
+
 @MOCKS
 async def test_nothing_but_a_mock(dropin, mock):
     """With quotas of one's own there is nothing to ask the manager for."""

@@ -251,6 +251,17 @@ def test_old_stamps_do_not_count(quota):
     assert quota.get_status().name == "UNKNOWN"
 
 
+@pytest.mark.parametrize("container", [pytest.param(list), deque])
+def test_old_stamps_set(quota, container):
+    quota.minute_requests = container([*ago(90, 2), *ago(5, 2)])
+    quota.hour_requests = container(ago(4000, 100))
+    assert quota.can_make_request()
+    quota.record_request_start()
+    quota.record_request_end(True, 0.1)
+    assert not quota.can_make_request()
+    assert 50 < quota.get_wait_time() < 60
+
+
 def test_stamps_old_and_new(quota):
     quota.minute_requests.extend([*ago(90, 2), *ago(5, 2)])
     assert quota.can_make_request()

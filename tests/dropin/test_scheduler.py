@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -213,6 +214,47 @@ async def test_another_serves_when_the_preferred_one_cannot(dropin, storage):
     assert set(scheduler.stats["backends_used"]) == {"snscrape", "nitter"}
 
 
+async def test_one_that_is_not_available_is_not_called(dropin, storage):
+    manager = ManagerOfObjects("snscrape", "nitter")
+    scheduler = dropin.RateLimitScheduler(manager, storage)
+    manager.backend("nitter").available = False
+    await scheduler.start()
+    await scheduler.schedule_request(user(), backend_preference="nitter")
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+    assert (manager.calls("snscrape"), manager.calls("nitter")) == (["ada"], [])
+
+
+async def test_a_scrape_may_take_long(virtual, storage):
+    async def slow(kind, value):
+        await virtual.clock.sleep(1800)
+        return Result()
+
+    manager = Manager(slow)
+    scheduler = virtual.scheduler(manager, storage)
+    await scheduler.start()
+    await scheduler.schedule_request(user())
+    await virtual.clock.run_for(2000)
+    await scheduler.stop()
+    assert manager.asked == ["ada"]
+    assert scheduler.stats["requests_processed"] == 1
+
+
+async def test_a_scrape_may_schedule_more(dropin, storage):
+    async def chain(kind, value):
+        if len(manager.calls) < 5:
+            assert await scheduler.schedule_request(user(f"{value}'s friend"))
+        return Result([value])
+
+    manager = Manager(chain)
+    scheduler = dropin.RateLimitScheduler(manager, storage)
+    await scheduler.start()
+    await scheduler.schedule_request(user())
+    await until_processed(scheduler, 5)
+    await scheduler.stop()
+    assert storage.rows == ["ada" + "'s friend" * count for count in range(5)]
+
+
 async def test_urgent_ones_first(dropin, storage):
     manager = Manager()
     scheduler = dropin.RateLimitScheduler(manager, storage, plenty(dropin))
@@ -328,6 +370,44 @@ async def test_one_that_fails_holds_up_no_other(virtual, storage):
     await scheduler.stop()
     assert scheduler.stats["requests_processed"] == 9
     assert [target.value for target in targets if target.last_scraped is None] == ["user 3"]
+
+
+@pytest.mark.parametrize("retry_count, max_retries, calls", [(0, 0, 1), (0, 1, 2), (3, 3, 1), (2, 3, 2), (0, 5, 6), (0, 9, 10)])
+async def test_as_many_retries_as_a_request_has(virtual, storage, retry_count, max_retries, calls):
+    manager = Manager(fails)
+    scheduler = virtual.scheduler(manager, storage)
+    request = virtual.dropin.ScheduledRequest(
+        user(), virtual.dropin.RequestPriority.NORMAL, time.time(), retry_count, max_retries
+    )
+    assert await scheduler.request_queue.enqueue(request)
+    await scheduler.start()
+    await virtual.clock.run_for(3600)
+    await scheduler.stop()
+    assert len(manager.calls) == calls
+    assert scheduler.stats["requests_failed"] >= 1
+    assert request.retry_count == max_retries
+    assert not request.can_retry
+
+
+async def test_a_storage_that_fails_once(dropin):
+    class Locked(InsertBatch):
+        failures = 0
+
+        def insert_batch(self, tweets):
+            if not self.failures:
+                self.failures += 1
+                raise OSError("database is locked")
+            super().insert_batch(tweets)
+
+    storage, target = Locked(), user()
+    scheduler = dropin.RateLimitScheduler(Manager(), storage)
+    await scheduler.start()
+    await scheduler.schedule_request(target)
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+    assert storage.rows == ["tweet of ada"]
+    assert scheduler.stats["requests_failed"] == 0
+    assert target.last_scraped is not None
 
 
 # ---- What it says of itself
@@ -458,6 +538,18 @@ async def test_what_waits_can_be_taken(dropin, storage):
     assert request.priority is dropin.RequestPriority.HIGH
     assert await scheduler.request_queue.is_empty()
     assert await scheduler.request_queue.dequeue() is None
+
+
+async def test_a_queue_of_ones_own(dropin, storage):
+    scheduler = dropin.RateLimitScheduler(Manager(), storage, plenty(dropin))
+    scheduler.request_queue = dropin.RequestQueue(max_size=2000)
+    targets = users(1500)
+    assert all([await scheduler.schedule_request(target) for target in targets])
+    assert (await scheduler.get_status())["queue_size"] == await scheduler.request_queue.size() == 1500
+    await scheduler.start()
+    await until_processed(scheduler, 100)
+    await scheduler.stop()
+    assert len(storage.rows) >= 100
 
 
 async def test_a_request_put_by_hand_is_served(dropin, storage):

@@ -5,7 +5,7 @@ A `type: ignore` marks a mistake that the types must catch: mypy complains when 
 
 import concurrent.futures
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
 import aiohttp
@@ -40,6 +40,8 @@ from tidegate import (
     run,
 )
 from tidegate.backends.http import HttpBackend
+from tidegate.backends.nitter import NitterBackend, Search, Timeline
+from tidegate.backends.snscrape import ItemStream, Scrape, SnscrapeBackend
 from tidegate.testing import ManualClock
 
 # ---- Handlers: async on the loop, plain in a thread
@@ -268,6 +270,33 @@ async def over_http() -> None:
         api = HttpBackend("api", "https://example.org/{target}", "10/s", client=client, headers={"Accept": "application/json"})
         async with RateLimitScheduler([api]) as scheduler:
             await scheduler.fetch("users")
+
+
+# ---- Scrapers
+
+
+async def over_scrapers() -> None:
+    posts = SnscrapeBackend(
+        "telegram", "telegram-channel", "30/min", max_items=100, base_url={"https://t.me": "http://localhost"}
+    )
+    any_kind = SnscrapeBackend("any", proxies=lambda request: {"https": str(request.account)}, accounts=["http://localhost"])
+    async with RateLimitScheduler([posts, any_kind]) as scheduler:
+        await scheduler.fetch(Scrape("twitter-search", "python", maxEmptyPages=3), backends="any")
+        async with posts.stream(scheduler, "durov", buffer=8, priority=Priority.HIGH, timeout=60) as items:
+            assert_type(items, ItemStream)
+            async for item in items:
+                print(item)
+
+
+async def over_mirrors() -> None:
+    mirrors = ["https://one.example", "https://two.example"]
+    nitter = NitterBackend("nitter", mirrors, BackendQuota("30/min", concurrency=4), max_items=None, form="rss", timeout=60)
+    NitterBackend("nitter", mirrors, form="json")  # type: ignore[arg-type]
+    async with RateLimitScheduler([nitter]) as scheduler:
+        await scheduler.fetch(Timeline("nasa", replies=True, since=datetime(2026, 1, 1, tzinfo=UTC)))
+        async with nitter.stream(scheduler, Search("from:nasa", max_items=5), priority=Priority.LOW) as tweets:
+            assert_type(tweets, ItemStream)
+    Search("x", 5)  # type: ignore[call-arg]
 
 
 # ---- Errors

@@ -26,7 +26,7 @@ RETRY = Retry(attempts=4, base=0.02, cap=1.0, budget=1.0)
 # The queue's `max_size` is what bounds it.
 CAPACITY = 2**32 - 1
 # Seconds after which an attempt is given up.
-TIMEOUT = 300.0
+TIMEOUT = 3600.0
 # Seconds until a backend that says it is not available is asked again.
 AVAILABLE_IN = 5.0
 
@@ -92,28 +92,43 @@ class Engine:
         self._scheduler = self._new_scheduler()
         self._declared: dict[str, tuple[int, int, int]] = {}  # what the scheduler's backends were told
         self._named: dict[str, Any] = {}  # the manager's own backends
+        # What the manager has used by itself and what is not charged yet: of which backend.
+        self._debts: dict[tidegate.Ticket, str] = {}
+        self._owed: list[str] = []
+        self._results = asyncio.Event()
         self.look_for_backends()
 
     async def start(self) -> None:
         """Begin to serve, on the running loop."""
         await self._scheduler.__aenter__()
         self._is_running = True
+        self._results = asyncio.Event()
+        self.take_results(True)
         self.look_for_backends()
         for quota in self._quotas.values():
             quota._serve(self.now, self._wait_of)  # noqa: SLF001 - the quota's other half
+        owed, self._owed = self._owed, []
+        for name in owed:
+            if name in self._declared:
+                self._charge(name)
 
     async def stop(self) -> None:
         """Serve no more. Its owner has cancelled all that is pending; what the limits remember stays."""
         self._is_running = False
         for cancel in list(self.guests):
             cancel()
+        for debt, name in self._debts.items():
+            if debt.cancel():
+                self._owed.append(name)
+        self._debts.clear()
         await self._scheduler._leave()  # noqa: SLF001 - it is entered again
         self._rest()
 
     def abandon(self) -> None:
-        """The loop that it ran on ended without a stop: what the limits remember goes with it."""
+        """The loop that it ran on ended without a stop: what the limits remember goes with it, its minute is charged anew."""
         self._is_running = False
-        self._scheduler, self._declared = self._new_scheduler(), {}
+        self._scheduler, self._declared, self._debts = self._new_scheduler(), {}, {}
+        self._owed = [name for name, quota in self._quotas.items() for _ in range(quota._last_minute())]  # noqa: SLF001
         for quota in self._quotas.values():
             quota.active_requests = 0
         self._rest()
@@ -130,6 +145,13 @@ class Engine:
         if prefer in self._declared:
             options["prefer"] = prefer
         return self._scheduler.submit_nowait(job, **options)
+
+    def take_results(self, takes: bool) -> None:
+        """Whether attempts may begin, as far as their results are concerned: not while more wait than can be stored."""
+        if takes:
+            self._results.set()
+        else:
+            self._results.clear()
 
     def look_for_backends(self) -> None:
         """Have a quota for each backend there is, and the scheduler know them all as they are now."""
@@ -178,6 +200,8 @@ class Engine:
         if attempt.target is DEBT:
             return None
         job: Job = attempt.target  # type: ignore[assignment] # nothing else is submitted
+        if not self._results.is_set():
+            await self._results.wait()
         name = attempt.backend
         backend = self._named.get(name)
         if backend is not None and not backend.is_available():
@@ -216,8 +240,13 @@ class Engine:
             return chosen
         chosen._withdraw()  # noqa: SLF001 - the quota's other half
         served.record_request_start()
-        self._scheduler.submit_nowait(DEBT, backends=served.backend_name, priority=Priority.CRITICAL)
+        self._charge(served.backend_name)
         return served
+
+    def _charge(self, name: str) -> None:
+        self._debts = {debt: owed for debt, owed in self._debts.items() if not debt.done()}
+        debt = self._scheduler.submit_nowait(DEBT, backends=name, priority=Priority.CRITICAL)
+        self._debts[debt] = name
 
 
 # The target of what a backend served without being asked by the scheduler: it only takes its place in the limits.
@@ -226,6 +255,8 @@ DEBT = object()
 
 async def _scrape(source: Any, job: Job) -> Any:
     target = job.target
-    is_search = target.target_type == "search"
+    kind = target.target_type
+    # Of a mock each attribute is there, and true.
+    is_search = kind == "search" if kind in {"user", "search"} else target.is_search is True
     scrape: Callable[..., Any] = source.scrape_search_tweets if is_search else source.scrape_user_tweets
     return await scrape(target.value, max_tweets=job.max_tweets)

@@ -73,15 +73,19 @@ class Entry:
         ticket: Of the engine, once that has it.
         is_taken: It was dequeued by hand: nobody serves it.
         was_served: It has been counted as begun.
+        key: Its place in the order; the same each time that it waits.
+        is_in_heap: Its row is in the queue's heap, though it may not wait.
     """
 
-    __slots__ = ("_queue", "_when_ended", "is_taken", "request", "retries", "since", "ticket", "was_served")
+    __slots__ = ("_queue", "_when_ended", "is_in_heap", "is_taken", "key", "request", "retries", "since", "ticket", "was_served")
 
     max_tweets = MAX_TWEETS
 
-    def __init__(self, queue: "RequestQueue", request: ScheduledRequest, since: float) -> None:
+    def __init__(self, queue: "RequestQueue", request: ScheduledRequest, since: float, number: int) -> None:
         self._queue = queue
         self.request = request
+        self.key = (request.priority.value, stamp_of(request.created_at), number)
+        self.is_in_heap = False
         self.since = since
         self.retries = 0
         self.ticket: tidegate.Ticket | None = None
@@ -160,8 +164,8 @@ class RequestQueue:
         self._now: Now = now
         self._serve: Serve | None = None
         self._waiting: set[Entry] = set()
-        # Those that wait, and some that have left.
-        self._heap: list[tuple[int, float, int, Entry]] = []
+        # Those that wait, and some that have left; each once.
+        self._heap: list[tuple[tuple[int, float, int], Entry]] = []
         self._numbers = count()
         # By identity: how many requests for a target have not ended.
         self._targets: Counter[int] = Counter()
@@ -179,7 +183,7 @@ class RequestQueue:
             return False
         self.stats["total_queued"] += 1
         self._targets[id(request.target)] += 1
-        self._accept(Entry(self, request, self._now()))
+        self._accept(Entry(self, request, self._now(), next(self._numbers)))
         return True
 
     async def dequeue(self) -> ScheduledRequest | None:
@@ -213,11 +217,8 @@ class RequestQueue:
     def _attach(self, serve: Serve, moment: Now) -> None:
         """Have what waits, and what comes from now on, served."""
         self._serve, self._now = serve, moment
-        waiting, self._heap = sorted(self._heap), []
-        for _, _, _, entry in waiting:
-            if entry in self._waiting:
-                self._waiting.discard(entry)
-                self._accept(entry)
+        for entry in sorted(self._waiting, key=lambda entry: entry.key):
+            serve(entry)
 
     def _detach(self) -> None:
         """Keep what comes from now on."""
@@ -233,15 +234,13 @@ class RequestQueue:
         if entry in self._waiting:
             return
         self._waiting.add(entry)
-        request = entry.request
-        heapq.heappush(self._heap, (request.priority.value, stamp_of(request.created_at), next(self._numbers), entry))
-        if len(self._heap) > 2 * len(self._waiting) + MOST_STALE:
-            self._heap = [row for row in self._heap if row[3] in self._waiting]
-            heapq.heapify(self._heap)
+        if not entry.is_in_heap:
+            entry.is_in_heap = True
+            heapq.heappush(self._heap, (entry.key, entry))
 
     def _begin(self, entry: Entry) -> None:
         """It waits no longer, since it is served."""
-        self._waiting.discard(entry)
+        self._leave(entry)
         if entry.was_served:
             return
         entry.was_served = True
@@ -252,6 +251,11 @@ class RequestQueue:
     def _leave(self, entry: Entry) -> None:
         """It waits no longer, served or not."""
         self._waiting.discard(entry)
+        if len(self._heap) > 2 * len(self._waiting) + MOST_STALE:
+            for _, stale in self._heap:
+                stale.is_in_heap = stale in self._waiting
+            self._heap = [row for row in self._heap if row[1].is_in_heap]
+            heapq.heapify(self._heap)
 
     def _end(self, entry: Entry) -> None:
         """It has ended, however."""
@@ -266,6 +270,6 @@ class RequestQueue:
 
     def _first(self) -> Entry | None:
         heap = self._heap
-        while heap and heap[0][3] not in self._waiting:
-            heapq.heappop(heap)
-        return heap[0][3] if heap else None
+        while heap and heap[0][1] not in self._waiting:
+            heapq.heappop(heap)[1].is_in_heap = False
+        return heap[0][1] if heap else None

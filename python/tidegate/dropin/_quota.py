@@ -156,6 +156,11 @@ class BackendQuota:
         """The scheduler has stopped."""
         self._room = None
 
+    def _last_minute(self) -> int:
+        """How many have begun in the last minute."""
+        self._forget_old()
+        return len(self.minute_requests)
+
     def _end(self) -> None:
         self.active_requests = max(0, self.active_requests - 1)
 
@@ -176,6 +181,11 @@ class BackendQuota:
 
     def _forget_old(self) -> None:
         moment = self._now()
+        # A caller may have put a list there.
+        if not isinstance(self.minute_requests, deque):
+            self.minute_requests = deque(self.minute_requests)
+        if not isinstance(self.hour_requests, deque):
+            self.hour_requests = deque(self.hour_requests)
         for begun, period in ((self.minute_requests, MINUTE), (self.hour_requests, HOUR)):
             while begun and begun[0] <= moment - period:
                 begun.popleft()

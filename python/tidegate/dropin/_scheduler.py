@@ -20,6 +20,8 @@ from tidegate.testing import ManualClock
 CUSTOM_QUOTA = {"requests_per_minute": 30, "requests_per_hour": 1000, "concurrent_requests": 5}
 # Results stored in one turn of a thread.
 BATCH = 64
+# Results that wait to be stored, above which no attempt begins.
+MOST_RESULTS = 1024
 
 logger = logging.getLogger("tidegate")
 
@@ -95,6 +97,8 @@ class RateLimitScheduler:
         self._worker_tasks: list[asyncio.Task[None]] = []
         self._engine = Engine(backend_manager, self.quotas, clock)
         self._loop: asyncio.AbstractEventLoop | None = None
+        # One start or stop at a time, on the loop that they were last called on.
+        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._live: set[Entry] = set()
         self._ended: asyncio.Queue[Entry] = asyncio.Queue()
 
@@ -135,36 +139,13 @@ class RateLimitScheduler:
                 quotas: a worker does not wait for a backend.
         """
         count_of("num_workers", num_workers)
-        loop = asyncio.get_running_loop()
-        if self._running and self._loop is loop:
-            return
-        if self._loop is not None:
-            self._give_up_loop()
-        self._running, self._loop = True, loop
-        self.stats["start_time"] = self._engine.now()
-        self._ended = asyncio.Queue()
-        await self._engine.start()
-        self._worker_tasks[:] = [loop.create_task(self._work(), name=f"tidegate-dropin-{n}") for n in range(num_workers)]
-        self.request_queue._attach(self._submit, self._engine.now)  # noqa: SLF001 - one facade, in several modules
+        async with self._lock():
+            await self._start(num_workers)
 
     async def stop(self) -> None:
         """Stop serving. Running requests are cancelled, and wait with the others for the next start; results are stored."""
-        if self._loop is None:
-            return
-        if self._loop is not asyncio.get_running_loop():
-            self._give_up_loop()
-            return
-        self._running = False
-        self.request_queue._detach()  # noqa: SLF001
-        for entry in list(self._live):
-            if entry.ticket is not None:
-                entry.ticket.cancel()
-        await self._engine.stop()
-        await self._ended.join()
-        for task in self._worker_tasks:
-            task.cancel()
-        await asyncio.gather(*self._worker_tasks, return_exceptions=True)
-        self._rest()
+        async with self._lock():
+            await self._stop()
 
     async def get_status(self) -> dict[str, Any]:
         """How everything stands.
@@ -186,6 +167,43 @@ class RateLimitScheduler:
     def __repr__(self) -> str:
         state = "running" if self._running else "stopped"
         return f"<RateLimitScheduler [{', '.join(map(str, self.quotas))}]: {state}, {self.request_queue!r}>"
+
+    async def _start(self, num_workers: int) -> None:
+        loop = asyncio.get_running_loop()
+        if self._running and self._loop is loop:
+            return
+        if self._loop is not None:
+            self._give_up_loop()
+        self._running, self._loop = True, loop
+        self.stats["start_time"] = self._engine.now()
+        self._ended = asyncio.Queue()
+        await self._engine.start()
+        self._worker_tasks[:] = [loop.create_task(self._work(), name=f"tidegate-dropin-{n}") for n in range(num_workers)]
+        self.request_queue._attach(self._submit, self._engine.now)  # noqa: SLF001 - one facade, in several modules
+
+    async def _stop(self) -> None:
+        if self._loop is None:
+            return
+        if self._loop is not asyncio.get_running_loop():
+            self._give_up_loop()
+            return
+        self._running = False
+        self.request_queue._detach()  # noqa: SLF001
+        for entry in list(self._live):
+            if entry.ticket is not None:
+                entry.ticket.cancel()
+        await self._engine.stop()
+        await self._ended.join()
+        for task in self._worker_tasks:
+            task.cancel()
+        await asyncio.gather(*self._worker_tasks, return_exceptions=True)
+        self._rest()
+
+    def _lock(self) -> asyncio.Lock:
+        loop = asyncio.get_running_loop()
+        if self._turn is None or self._turn[0] is not loop:
+            self._turn = (loop, asyncio.Lock())
+        return self._turn[1]
 
     def _running_engine(self) -> Engine:
         """The engine, for who shares it.
@@ -210,13 +228,16 @@ class RateLimitScheduler:
     def _end(self, entry: Entry) -> None:
         """The engine is done with a request."""
         self._live.discard(entry)
-        if entry.is_taken:
-            return
-        if isinstance(entry.reply.error, RequestCancelledError):
-            self.request_queue._wait(entry)  # noqa: SLF001 - for the next start
+        is_cancelled = isinstance(entry.reply.error, RequestCancelledError)
+        if is_cancelled or entry.is_taken:
+            entry.ticket = None
+            if not entry.is_taken:
+                self.request_queue._wait(entry)  # noqa: SLF001 - for the next start
             return
         self.request_queue._leave(entry)  # noqa: SLF001
         self._ended.put_nowait(entry)
+        if self._ended.qsize() >= MOST_RESULTS:
+            self._engine.take_results(False)
 
     async def _work(self) -> None:
         """Settle requests that have ended."""
@@ -231,6 +252,9 @@ class RateLimitScheduler:
             finally:
                 for _ in batch:
                     self._ended.task_done()
+                if self._ended.qsize() < MOST_RESULTS:
+                    self._engine.take_results(True)
+                batch.clear()  # nothing is held while it waits for the next ones
 
     async def _settle(self, batch: list[Entry]) -> None:
         scraped = [entry for entry in batch if entry.reply.ok]
@@ -243,6 +267,8 @@ class RateLimitScheduler:
                 self._succeed(entry)
             else:
                 self._try_again(entry, error)
+            if entry not in self._live:
+                entry.ticket = None  # whose reply has the entry
 
     def _store(self, scraped: list[Entry]) -> dict[Entry, Exception]:
         """Insert what each has, in a thread; returns the errors."""

@@ -4,7 +4,9 @@ mod common;
 
 use common::{MS, SECOND, TICK, at, cases, engine, plain, retry, spec, submit, take_all};
 use proptest::prelude::*;
-use tidegate_core::engine::{Answer, BackendId, BackendSpec, BackendState, ClassId, Engine, Event, Leased, Outcome, Spends};
+use tidegate_core::engine::{
+    Answer, BackendId, BackendSpec, BackendState, ClassId, Engine, Event, Leased, Outcome, ScopedLimits, Spends, Submission,
+};
 use tidegate_core::limit::{Eligible, Limit, Margin, Quota};
 use tidegate_core::time::{Instant, Span};
 
@@ -136,6 +138,7 @@ struct Account {
     quota: Quota,
     concurrency: usize,
     running: usize,
+    failures: usize,
 }
 
 impl Account {
@@ -150,6 +153,7 @@ enum Op {
     Take,
     Ack(usize, bool),
     Finish(usize, bool),
+    Fail(usize),
     Unsent(usize),
     Pass(u64),
 }
@@ -161,6 +165,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (0usize..8, prop::bool::weighted(0.15)).prop_map(|(nth, rejected)| Op::Ack(nth, rejected)),
         4 => (0usize..8, prop::bool::weighted(0.15)).prop_map(|(nth, rejected)| Op::Finish(nth, rejected)),
         1 => (0usize..8).prop_map(Op::Unsent),
+        2 => (0usize..8).prop_map(Op::Fail),
         3 => (0u64..700).prop_map(Op::Pass),
     ];
     prop::collection::vec(op, 1..120)
@@ -192,7 +197,7 @@ proptest! {
             } else {
                 let count = (*count).max(1);
                 theirs.push(model.len()..model.len() + count as usize);
-                let account = || Account { quota: Quota::new(&limits, Margin::default()), concurrency: *concurrency as usize, running: 0 };
+                let account = || Account { quota: Quota::new(&limits, Margin::default()), concurrency: *concurrency as usize, running: 0, failures: 0 };
                 model.extend(std::iter::repeat_with(account).take(count as usize));
                 engine.add_backend(Instant::ORIGIN, &own(count, &limits, Some(*concurrency)));
             }
@@ -211,7 +216,11 @@ proptest! {
                 Op::Take => {
                     // A timer may come a tick late.
                     let before = at(now.since(Instant::ORIGIN).as_nanos().saturating_sub(TICK));
-                    let open = |account: &usize| model[*account].admits(before) && model[*account].admits(now);
+                    let open = |account: &usize| {
+                        // One that fails again and again rests, and may go or not.
+                        let is_well = model[*account].failures < 5;
+                        is_well && model[*account].admits(before) && model[*account].admits(now)
+                    };
                     match engine.take(now) {
                         None => for (id, &waiting) in waiting.iter().enumerate() {
                             prop_assert!(waiting == 0 || !theirs[id].clone().any(|account| open(&account)), "backend {} has work and room", id);
@@ -221,7 +230,7 @@ proptest! {
                             waiting[id] -= 1;
                             let chosen = theirs[id].start + leased.account as usize;
                             prop_assert!(model[chosen].admits(now));
-                            let load = |account: usize| (model[account].running, account);
+                            let load = |account: usize| (model[account].running + model[account].failures, account);
                             prop_assert!(theirs[id].clone().filter(open).all(|other| load(chosen) <= load(other)));
                             model[chosen].quota.send(now, 1);
                             model[chosen].running += 1;
@@ -253,9 +262,18 @@ proptest! {
                         engine.finish(now, leased.lease, Outcome::Neutral, Answer::default(), false);
                     } else {
                         engine.finish(now, leased.lease, Outcome::Ok, OK, false);
+                        model[account].failures = 0;
                     }
                     answered(&mut model[account], now, sent, rejected, !acked);
                     model[account].running -= 1;
+                }
+                Op::Fail(nth) if nth < running.len() => {
+                    let (leased, account, sent, acked) = running.swap_remove(nth);
+                    engine.ack(now, leased.lease, OK);
+                    engine.finish(now, leased.lease, Outcome::Failed, Answer::default(), false);
+                    answered(&mut model[account], now, sent, false, !acked);
+                    model[account].running -= 1;
+                    model[account].failures += 1;
                 }
                 Op::Unsent(nth) if nth < running.len() && !running[nth].3 => {
                     let (leased, account, sent, _) = running.swap_remove(nth);
@@ -280,6 +298,108 @@ fn answered(account: &mut Account, now: Instant, sent: Instant, rejected: bool, 
         account.quota.rejected(now, sent, None);
     } else {
         account.quota.accepted(sent);
+    }
+}
+
+#[test]
+fn a_retry_avoids_the_account_that_failed_while_another_has_room() {
+    for scoped in [false, true] {
+        let mut engine = engine(retry(3, Span::ZERO));
+        let limits = if scoped { vec![] } else { vec![window(1, 60)] };
+        let by_host = if scoped { vec![ScopedLimits { scope: "host".into(), limits: vec![window(1, 60)] }] } else { vec![] };
+        let backend = engine.add_backend(Instant::ORIGIN, &BackendSpec { scoped: by_host, ..own(3, &limits, None) });
+        let any = class(&mut engine, &[backend], 1);
+        submit(&mut engine, at(0), &Submission { scopes: &[("host", "x")], ..plain(any) });
+        let mut seen = Vec::new();
+        for second in 0..3 {
+            let now = at(second * SECOND);
+            let leased = engine.take(now).unwrap();
+            seen.push(leased.account);
+            engine.finish(now, leased.lease, Outcome::Failed, Answer::default(), false);
+        }
+        assert_eq!(seen, [0, 1, 2], "by scope: {scoped}");
+    }
+}
+
+#[test]
+fn the_account_that_failed_is_avoided_and_not_refused() {
+    let mut engine = engine(retry(2, Span::ZERO));
+    let backend = engine.add_backend(Instant::ORIGIN, &own(2, &[], Some(1)));
+    let any = class(&mut engine, &[backend], 1);
+    submit(&mut engine, at(0), &plain(any));
+    submit(&mut engine, at(0), &plain(any));
+    let running = take_all(&mut engine, at(0));
+    assert_eq!(accounts(&running), [0, 1]);
+    engine.finish(at(SECOND), running[0].lease, Outcome::Failed, Answer::default(), false);
+    assert_eq!(accounts(&take_all(&mut engine, at(2 * SECOND))), [0], "the other one is full");
+}
+
+#[test]
+fn an_account_that_fails_at_once_does_not_take_all_requests() {
+    let (mut engine, backends) = of(&[own(3, &[], Some(4))]);
+    let any = class(&mut engine, &backends, 1);
+    let mut taken = [0; 3];
+    let mut running = std::collections::VecDeque::new();
+    for nth in 0..300u64 {
+        let now = at(nth * MS);
+        submit(&mut engine, now, &plain(any));
+        let leased = engine.take(now).unwrap();
+        taken[leased.account as usize] += 1;
+        if leased.account == 0 {
+            engine.finish(now, leased.lease, Outcome::Failed, Answer::default(), false);
+        } else {
+            running.push_back(leased);
+        }
+        if running.len() > 5 {
+            engine.finish(now, running.pop_front().unwrap().lease, Outcome::Ok, OK, false);
+        }
+    }
+    assert_eq!(taken.iter().sum::<u32>(), 300);
+    assert!(taken[0] < 5, "{taken:?}");
+
+    // When the others are full it is asked again, and once it works it is as good as any.
+    let mut ask = || {
+        submit(&mut engine, at(SECOND), &plain(any));
+        engine.take(at(SECOND)).unwrap()
+    };
+    let again = std::iter::repeat_with(&mut ask).find(|leased| leased.account == 0).unwrap();
+    engine.finish(at(SECOND), again.lease, Outcome::Ok, OK, false);
+    submit(&mut engine, at(SECOND), &plain(any));
+    assert_eq!(engine.take(at(SECOND)).unwrap().account, 0);
+}
+
+#[test]
+fn an_account_that_fails_again_and_again_rests_and_is_tried_one_at_a_time() {
+    for scoped in [false, true] {
+        let mut engine = engine(retry(1, Span::ZERO));
+        let by_host = if scoped { vec![ScopedLimits { scope: "host".into(), limits: vec![window(900, 1)] }] } else { vec![] };
+        let backend = engine.add_backend(Instant::ORIGIN, &BackendSpec { scoped: by_host, ..own(2, &[window(10, 1)], Some(8)) });
+        let any = class(&mut engine, &[backend], 1);
+        for _ in 0..10_000 {
+            submit(&mut engine, at(0), &Submission { scopes: &[("host", "x")], ..plain(any) });
+        }
+        // The first one is dead until the 50th second: nothing that it is sent works, and the other one has never room enough.
+        let (mut to_dead, mut together, mut others) = (Vec::new(), 0, 0);
+        for tenth in 0..700u64 {
+            let now = at(tenth * SECOND / 10 + TICK);
+            let running = take_all(&mut engine, now);
+            let dead: Vec<&Leased> = running.iter().filter(|leased| leased.account == 0).collect();
+            if tenth > 0 && tenth < 500 {
+                together = together.max(dead.len());
+            }
+            to_dead.extend(dead.iter().map(|_| tenth / 10));
+            others += running.len() - dead.len();
+            for leased in &running {
+                let failed = leased.account == 0 && tenth < 500;
+                engine.finish(now, leased.lease, if failed { Outcome::Failed } else { Outcome::Ok }, OK, false);
+            }
+        }
+        let before = to_dead.iter().filter(|&&second| second < 50).count();
+        assert!(before <= 8 + 6, "8 at once at first, then after 1, 2, 4, 8, 16 and 32 s: {before}");
+        assert_eq!(together, 1, "one shows whether it works");
+        let after = to_dead.len() - before;
+        assert!(others > 600, "{others}");
+        assert!(after > 40, "it is as good as any once it works: {after}");
     }
 }
 

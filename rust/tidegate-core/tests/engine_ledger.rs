@@ -376,7 +376,7 @@ impl Run {
         let request = &mut self.requests[index];
         prop_assert_eq!(request.state, State::Leased(lease));
         request.attempt = request.attempt + now.since(attempt.started_at);
-        let limited = outcome == Outcome::Limited || (outcome == Outcome::Ok && attempt.rejected);
+        let limited = matches!(outcome, Outcome::Limited | Outcome::PutBack) || (outcome == Outcome::Ok && attempt.rejected);
         let is_last = request.flags.lasting || request.failed + 1 >= self.most_attempts;
         let (state, waits, age, attempts) = match finished {
             Finished::Stray => unreachable!(),
@@ -398,7 +398,7 @@ impl Run {
             }
             Finished::Dead { waits, age, attempts } => {
                 let expected = match outcome {
-                    Outcome::Ok | Outcome::Limited => limited && request.flags.lasting,
+                    Outcome::Ok | Outcome::Limited | Outcome::PutBack => limited && request.flags.lasting,
                     Outcome::Failed => is_last,
                     Outcome::Neutral => !unsent,
                 };
@@ -590,7 +590,7 @@ fn op() -> impl Strategy<Value = Op> {
     let answer = (status, retry_after())
         .prop_map(|(status, retry_after)| Answer { status, retry_after: retry_after.map(Span::from_nanos), is_local: false })
         .boxed();
-    let outcome = || prop_oneof![4 => Just(Outcome::Ok), 2 => Just(Outcome::Limited), 3 => Just(Outcome::Failed), 1 => Just(Outcome::Neutral)];
+    let outcome = || prop_oneof![4 => Just(Outcome::Ok), 2 => Just(Outcome::Limited), 3 => Just(Outcome::Failed), 1 => Just(Outcome::Neutral), 1 => Just(Outcome::PutBack)];
     let flags = (prop::bool::weighted(0.4), prop::bool::weighted(0.2), prop::bool::weighted(0.2))
         .prop_map(|(held, lasting, lenient)| Flags { held, lasting, lenient });
     let index = || 0usize..1000;

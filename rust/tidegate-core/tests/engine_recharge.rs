@@ -118,3 +118,18 @@ fn what_was_acknowledged_or_belongs_to_an_attempt_that_is_over_is_not_refunded()
     engine.withdraw(at(1100), lease, 0, 2);
     assert_eq!(used(&engine, at(1100)), 2);
 }
+
+#[test]
+fn an_attempt_has_its_request_until_it_is_over_or_given_up() {
+    let (mut engine, lease) = running(1);
+    let request = engine.handle_at(0).expect("it runs");
+    assert_eq!(engine.request_of(lease), Some(request));
+    engine.cancel(at(1), request);
+    assert_eq!(engine.request_of(lease), None, "its handler runs on for nobody");
+    engine.finish(at(2), lease, Outcome::Neutral, Answer::default(), false);
+    assert_eq!(engine.request_of(lease), None);
+
+    let (mut engine, lease) = running(1);
+    engine.finish(at(1), lease, Outcome::Ok, Answer::default(), false);
+    assert_eq!(engine.request_of(lease), None);
+}

@@ -209,6 +209,7 @@ fn code(outcome: Outcome) -> u8 {
         Outcome::Limited => 1,
         Outcome::Failed => 2,
         Outcome::Neutral => 3,
+        Outcome::PutBack => 4,
     }
 }
 

@@ -192,6 +192,23 @@ impl Core {
         Ok(())
     }
 
+    /// Whether an attempt is over or was given up.
+    pub(crate) fn is_over(&self, lease: LeaseId) -> PyResult<bool> {
+        Ok(self.lock()?.engine.request_of(lease).is_none())
+    }
+
+    /// What the attempts of a request have left.
+    pub(crate) fn checkpoint(&self, py: Python<'_>, lease: LeaseId) -> PyResult<Option<Py<PyAny>>> {
+        Ok(self.lock()?.checkpoint(py, lease))
+    }
+
+    /// Leaves something for the next attempt of the same request.
+    pub(crate) fn leave_checkpoint(&self, lease: LeaseId, checkpoint: Option<Py<PyAny>>) -> PyResult<()> {
+        let unwanted = self.lock()?.leave_checkpoint(lease, checkpoint);
+        drop(unwanted);
+        Ok(())
+    }
+
     pub(crate) fn cancel(&self, py: Python<'_>, handle: Handle) -> PyResult<bool> {
         let now = self.now();
         self.with_endings(py, |state| state.engine.cancel(now, handle))
@@ -640,6 +657,12 @@ impl Core {
     #[pyo3(signature = (worker, error, /))]
     fn give_up(&self, worker: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
         self.end_attempt(worker, (Outcome::Neutral, Answer::default(), true), error)
+    }
+
+    /// A worker's attempt ended between two messages: its request waits again.
+    #[pyo3(signature = (worker, error, /))]
+    fn put_back(&self, worker: u32, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.end_attempt(worker, (Outcome::PutBack, Answer::default(), false), error)
     }
 
     /// A worker leaves its attempt while the handler's thread runs on. The lease, to be released when it has returned.

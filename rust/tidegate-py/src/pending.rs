@@ -81,6 +81,8 @@ struct Extras {
     /// Another submission has joined it, if only for a while.
     was_joined: bool,
     joined: Vec<Joined>,
+    /// What its last attempt left for the next one.
+    checkpoint: Option<Py<PyAny>>,
 }
 
 /// What Python gave for a request that is pending, and the errors of its attempts so far.
@@ -169,6 +171,19 @@ impl Pending {
         left
     }
 
+    /// What its attempts have left.
+    pub(crate) fn checkpoint(&self) -> Option<&Py<PyAny>> {
+        self.extras.as_ref()?.checkpoint.as_ref()
+    }
+
+    /// Leaves something for the next attempt; returns what was left before.
+    pub(crate) fn leave_checkpoint(&mut self, checkpoint: Option<Py<PyAny>>) -> Option<Py<PyAny>> {
+        match &mut self.extras {
+            None if checkpoint.is_none() => None,
+            _ => std::mem::replace(&mut self.extras_mut().checkpoint, checkpoint),
+        }
+    }
+
     pub(crate) fn note_failure(&mut self, backend: Py<PyString>, error: Py<PyAny>) {
         self.extras_mut().failures.push((backend, error));
     }
@@ -182,6 +197,7 @@ impl Pending {
         self.listener.traverse(visit)?;
         let Some(extras) = &self.extras else { return Ok(()) };
         visit.call(&extras.runner)?;
+        visit.call(&extras.checkpoint)?;
         for (target, listener) in &extras.joined {
             visit.call(target)?;
             listener.traverse(visit)?;

@@ -23,6 +23,10 @@ use crate::shell::shell;
 ///     deadline: When the request is worthless, on the clock of `loop.time()`; None for never.
 ///     scopes: The scopes that the request carries.
 ///     scheduled_for: The instant for which a collector planned it; None otherwise.
+///     checkpoint: Any object that this attempt leaves for the next one of the same request; None until one was left. May be set in any
+///         thread, has no effect once the attempt is over, and is gone when the request ends.
+///     ended: Whether the attempt is over or was given up: its request was cancelled or is past its deadline, the attempt timed out, or
+///         the scheduler was closed. For a handler in a thread, which nobody interrupts, to look at between two pieces of work.
 #[pyclass(frozen, module = "tidegate", freelist = 256)]
 pub(crate) struct Request {
     pub(crate) core: Py<Core>,
@@ -137,6 +141,21 @@ impl Request {
     #[getter]
     fn scheduled_for(&self) -> Option<f64> {
         (self.planned < Instant::FAR).then(|| self.core.get().loop_time(self.planned))
+    }
+
+    #[getter]
+    fn checkpoint(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.core.get().checkpoint(py, self.lease)
+    }
+
+    #[setter]
+    fn set_checkpoint(&self, checkpoint: Option<Py<PyAny>>) -> PyResult<()> {
+        self.core.get().leave_checkpoint(self.lease, checkpoint)
+    }
+
+    #[getter]
+    fn ended(&self) -> PyResult<bool> {
+        self.core.get().is_over(self.lease)
     }
 
     /// Say that response headers arrived: the clocks of the limits start now.

@@ -294,6 +294,22 @@ impl State {
         (theirs, left)
     }
 
+    /// What the attempts of a request have left; nothing when this one is over or was given up.
+    pub(crate) fn checkpoint(&self, py: Python<'_>, lease: LeaseId) -> Option<Py<PyAny>> {
+        let request = self.engine.request_of(lease)?;
+        let checkpoint = self.pending[request.slot() as usize].as_ref()?.checkpoint()?;
+        Some(checkpoint.clone_ref(py))
+    }
+
+    /// Leaves something for the next attempt, unless this one is over or was given up. Returns what is of no use any more.
+    pub(crate) fn leave_checkpoint(&mut self, lease: LeaseId, checkpoint: Option<Py<PyAny>>) -> Option<Py<PyAny>> {
+        let request = self.engine.request_of(lease);
+        match request.and_then(|request| self.pending[request.slot() as usize].as_mut()) {
+            Some(pending) => pending.leave_checkpoint(checkpoint),
+            None => checkpoint,
+        }
+    }
+
     pub(crate) fn note_failure(&mut self, request: Handle, backend: Py<PyString>, error: Py<PyAny>) {
         if let Some(Some(pending)) = self.pending.get_mut(request.slot() as usize) {
             pending.note_failure(backend, error);

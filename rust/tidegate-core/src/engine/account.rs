@@ -11,6 +11,14 @@ use crate::limit::{Limit, Margin, Quota};
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
 
+/// Failures in a row beyond which an account looks no busier.
+const MOST_FAILURES: u32 = 1000;
+/// Failures in a row after which an account rests, if there are others.
+const TOLERATED: u32 = 5;
+/// The first rest; each further one is twice as long.
+const REST: Span = Span::from_secs(1);
+const LONGEST_REST: Span = Span::from_secs(60);
+
 /// One more message that a running attempt wants to send.
 #[derive(Debug)]
 pub(super) struct Extra {
@@ -28,6 +36,11 @@ pub(super) struct Account {
     pub(super) concurrency: u32,
     /// Leases that run on it, strays included.
     pub(super) in_flight: u32,
+    /// Attempts that failed on it one after the other, none having succeeded since; at most [`MOST_FAILURES`].
+    failures: u32,
+    /// Rests that it has had since an attempt succeeded, and the end of the last one.
+    rests: u32,
+    rests_until: Instant,
     /// `None`: open. Invariant: an account whose `in_flight` has reached its `concurrency` is blocked.
     pub(super) blocked: Option<Blocked>,
     pub(super) timer: Option<TimerId>,
@@ -63,6 +76,9 @@ impl Account {
             used_up_at,
             concurrency: concurrency.unwrap_or(u32::MAX),
             in_flight: 0,
+            failures: 0,
+            rests: 0,
+            rests_until: Instant::ORIGIN,
             blocked: None,
             timer: None,
             recharges: VecDeque::new(),
@@ -91,6 +107,41 @@ impl Account {
         self.concurrency = concurrency.unwrap_or(u32::MAX);
     }
 
+    /// How busy it is to who chooses among accounts: what failed on it counts as if it still ran, so that one which fails at once is
+    /// not the least busy of all.
+    #[inline]
+    pub(super) fn load(&self) -> u32 {
+        self.in_flight.saturating_add(self.failures)
+    }
+
+    /// An attempt on it has succeeded.
+    pub(super) fn succeeded(&mut self) {
+        (self.failures, self.rests) = (0, 0);
+    }
+
+    /// An attempt on it that started at `started` has failed. What was under way when a rest began says nothing new. Without `rests` its
+    /// health is watched otherwise.
+    pub(super) fn failed(&mut self, now: Instant, started: Instant, rests: bool) {
+        self.failures = (self.failures + 1).min(MOST_FAILURES);
+        if rests && self.failures >= TOLERATED && (self.rests == 0 || started >= self.rests_until) {
+            self.rests_until = now + REST.times(1 << self.rests.min(16)).min(LONGEST_REST);
+            self.rests += 1;
+        }
+    }
+
+    /// What blocks it for failing again and again: its rest, then the one attempt that shows whether it works.
+    #[inline]
+    pub(super) fn resting(&self, now: Instant) -> Option<Blocked> {
+        if self.rests == 0 {
+            return None;
+        }
+        let until = (now < self.rests_until).then_some(self.rests_until);
+        match until {
+            Some(_) => Some(Blocked { cause: Cause::Limit, until, cost: 1, reserved_for: None }),
+            None => (self.in_flight > 0).then_some(Blocked::FULL),
+        }
+    }
+
     #[inline]
     pub(super) fn is_full(&self) -> bool {
         self.in_flight >= self.concurrency
@@ -116,6 +167,9 @@ pub(super) fn new_quota(limits: &[Limit], used_up_at: Option<Instant>) -> Quota 
     used_up_at.map_or_else(|| Quota::new(limits, margin), |at| Quota::used_up(limits, margin, at))
 }
 
+/// The load that stands for the place of an account to avoid.
+const LAST: u32 = u32::MAX;
+
 /// The accounts of one backend, and which of them are open.
 #[derive(Debug)]
 pub(super) struct Accounts {
@@ -130,7 +184,7 @@ pub(super) struct Accounts {
 
 #[derive(Debug)]
 struct Several {
-    /// The open ones by what they have in flight.
+    /// The open ones by their load.
     open: BTreeSet<(u32, u32)>,
     /// Blocked by a limit. The others are at their concurrency cap.
     limited: u32,
@@ -156,22 +210,27 @@ impl Accounts {
         self.first as usize..(self.first + self.count) as usize
     }
 
-    /// The open one with the least in flight, of equal ones that which was declared first.
+    /// Whether there is a choice.
     #[inline]
-    pub(super) fn least(&self) -> Option<u32> {
+    pub(super) fn are_several(&self) -> bool {
+        self.several.is_some()
+    }
+
+    /// The open one with the least load, of equal ones that which was declared first. That to `avoid`, with its load, comes last.
+    #[inline]
+    pub(super) fn least(&self, avoid: Option<(u32, u32)>) -> Option<u32> {
         match &self.several {
             None => self.blocked.is_none().then_some(self.first),
-            Some(several) => several.open.first().map(|&(_, account)| account),
+            Some(several) => several.next(None, avoid).map(|(_, account)| account),
         }
     }
 
-    /// The open one that comes after `before` in the order of [`least`](Accounts::least), with what it has in flight.
-    pub(super) fn next_open(&self, before: Option<(u32, u32)>) -> Option<(u32, u32)> {
-        let Some(several) = &self.several else {
-            return (before.is_none() && self.blocked.is_none()).then_some((0, self.first));
-        };
-        let after = before.map_or(Bound::Unbounded, Bound::Excluded);
-        several.open.range((after, Bound::Unbounded)).next().copied()
+    /// The open one that comes after `before` in the order of [`least`](Accounts::least), with its load there.
+    pub(super) fn next_open(&self, before: Option<(u32, u32)>, avoid: Option<(u32, u32)>) -> Option<(u32, u32)> {
+        match &self.several {
+            None => (before.is_none() && self.blocked.is_none()).then_some((0, self.first)),
+            Some(several) => several.next(before, avoid),
+        }
     }
 
     /// Whether one of them is not open.
@@ -190,15 +249,15 @@ impl Accounts {
     pub(super) fn change(
         &mut self,
         account: u32,
-        in_flight: u32,
+        load: u32,
         before: Option<Cause>,
         after: Option<Cause>,
     ) -> (Option<Cause>, Option<Cause>) {
-        let now = self.several.as_mut().map_or(after, |several| several.change(account, in_flight, before, after));
+        let now = self.several.as_mut().map_or(after, |several| several.change(account, load, before, after));
         (std::mem::replace(&mut self.blocked, now), now)
     }
 
-    /// An account has something else in flight.
+    /// An account has another load.
     pub(super) fn moved(&mut self, account: u32, before: u32, after: u32) {
         if let Some(several) = &mut self.several
             && several.open.remove(&(before, account))
@@ -209,16 +268,26 @@ impl Accounts {
 }
 
 impl Several {
+    #[inline]
+    fn next(&self, before: Option<(u32, u32)>, avoid: Option<(u32, u32)>) -> Option<(u32, u32)> {
+        if before.is_some_and(|(load, _)| load == LAST) {
+            return None;
+        }
+        let after = before.map_or(Bound::Unbounded, Bound::Excluded);
+        let next = self.open.range((after, Bound::Unbounded)).find(|&&place| Some(place) != avoid).copied();
+        next.or_else(|| avoid.filter(|place| self.open.contains(place)).map(|(_, account)| (LAST, account)))
+    }
+
     /// Apart, so that nothing is laid out for it where there is one account.
     #[inline(never)]
-    fn change(&mut self, account: u32, in_flight: u32, before: Option<Cause>, after: Option<Cause>) -> Option<Cause> {
+    fn change(&mut self, account: u32, load: u32, before: Option<Cause>, after: Option<Cause>) -> Option<Cause> {
         let limited = |cause| u32::from(cause == Some(Cause::Limit));
         self.limited = self.limited + limited(after) - limited(before);
         if before.is_none() {
-            self.open.remove(&(in_flight, account));
+            self.open.remove(&(load, account));
         }
         if after.is_none() {
-            self.open.insert((in_flight, account));
+            self.open.insert((load, account));
         }
         match (self.open.is_empty(), self.limited) {
             (false, _) => None,

@@ -3,8 +3,8 @@
 use super::account::Extra;
 use super::backend::{Blocked, Cause};
 use super::event::{Action, Ending, Event};
-use super::lease::LeaseId;
-use super::request::{State, Waits};
+use super::lease::{Lease, LeaseId};
+use super::request::{Avoid, Handle, State, Waits};
 use super::{BackendId, Engine, Timer};
 use crate::health::Sign;
 use crate::limit::GateState;
@@ -21,6 +21,8 @@ pub enum Outcome {
     Failed,
     /// The request itself is at fault, or was given up: it is not retried.
     Neutral,
+    /// It ended between two messages, nothing having failed, for another account may be open: it waits and costs no attempt.
+    PutBack,
 }
 
 impl Outcome {
@@ -113,6 +115,12 @@ impl Engine {
     pub fn ack(&mut self, now: Instant, lease: LeaseId, answer: Answer) {
         let Some(index) = self.leases.find(lease) else { return };
         self.answered(now, index, answer.is_rejection(), answer.retry_after);
+    }
+
+    /// The request of an attempt; nothing once that is over or was given up.
+    pub fn request_of(&self, lease: LeaseId) -> Option<Handle> {
+        let slot = self.leases.get(self.leases.find(lease)?).request?;
+        Some(self.requests.handle(slot))
     }
 
     /// A running attempt wants to send one more message of `cost`, which its limits must admit, ahead of the queue.
@@ -225,9 +233,15 @@ impl Engine {
             }
             Some(slot) => match outcome {
                 Outcome::Ok if rejected => self.limited(now, slot, index),
-                Outcome::Ok => self.succeeded(now, slot, index),
-                Outcome::Limited => self.limited(now, slot, index),
-                Outcome::Failed => self.failed(now, slot, index, answer.is_local),
+                Outcome::Ok => {
+                    self.note_load(now, index, false);
+                    self.succeeded(now, slot, index)
+                }
+                Outcome::Limited | Outcome::PutBack => self.limited(now, slot, index),
+                Outcome::Failed => {
+                    self.note_load(now, index, true);
+                    self.failed(now, slot, index, answer.is_local)
+                }
                 Outcome::Neutral if unsent => self.given_up(now, slot, index),
                 Outcome::Neutral => self.die(now, slot, index),
             },
@@ -309,6 +323,7 @@ impl Engine {
             _ if lease.rejected => Sign::Rejects,
             Outcome::Ok => Sign::Works,
             Outcome::Limited => Sign::Rejects,
+            Outcome::PutBack => Sign::Nothing,
             Outcome::Failed if answer.is_local && self.failed_here(now, id, lease.account) => Sign::Nothing,
             Outcome::Failed => self.sign_of_failure(index),
             // It has answered.
@@ -327,7 +342,9 @@ impl Engine {
     fn sign_of_failure(&self, index: u32) -> Sign {
         let lease = self.leases.get(index);
         let history = lease.request.and_then(|slot| self.requests.history(slot));
-        let is_again = history.is_some_and(|history| history.avoid == Some(lease.backend));
+        let is_again = history.is_some_and(|history| {
+            history.avoid.is_some_and(|avoid| (avoid.backend, avoid.account) == (lease.backend, lease.account))
+        });
         if is_again && !lease.trial.is_on_trial() { Sign::Nothing } else { Sign::Fails }
     }
 
@@ -351,7 +368,7 @@ impl Engine {
         history.attempted = true;
         history.waits = waits;
         history.failed = failed;
-        history.avoid = Some(id);
+        history.avoid = Some(Avoid { backend: id, account });
         history.waiting_since = now;
         let backoff = self.retry.backoff(failed, &mut self.random);
         self.delay(slot, now + backoff, State::Delayed);
@@ -368,7 +385,7 @@ impl Engine {
         let history = self.requests.history_mut(slot);
         history.attempted = true;
         history.waits = waits;
-        history.avoid = Some(id);
+        history.avoid = Some(Avoid { backend: id, account });
         history.waiting_since = now;
         let patience = self.own_fault.failures.max(1);
         let backoff = self.retry.backoff(patience, &mut self.random);
@@ -440,6 +457,7 @@ impl Engine {
         let Some(slot) = lease.request else { return };
         let backend = BackendId(lease.backend);
         let timeout = now.since(lease.started_at);
+        self.note_load(now, index, true);
         let request = self.requests.handle(slot);
         self.actions.push_back(Action::TimedOut { request, backend, timeout });
         let sign = self.sign_of_failure(index);

@@ -3,7 +3,7 @@
 use super::account::Account;
 use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
-use super::lease::LeaseId;
+use super::lease::{Lease, LeaseId};
 use super::request::{Handle, Mark, State};
 use super::scope::Scoped;
 use super::tally::Tally;
@@ -141,7 +141,7 @@ impl Engine {
         if let [only] = *self.found {
             return Some(only);
         }
-        let avoid = self.requests.history(slot).and_then(|history| history.avoid);
+        let avoid = self.requests.history(slot).and_then(|history| history.avoid).map(|avoid| avoid.backend);
         let candidates = self.found.iter().map(|&(id, _)| {
             let backend = &self.backends[usize::from(id)];
             Candidate {
@@ -156,16 +156,22 @@ impl Engine {
         self.found.iter().find(|(id, _)| *id == chosen).copied()
     }
 
-    /// The open account of a backend with the least in flight that admits the head in `slot`. Those that do not are blocked.
+    /// The open account of a backend with the least load that admits the head in `slot`, rather not the one where its last attempt
+    /// failed. Those that do not are blocked.
     #[inline]
     fn open_account(&mut self, now: Instant, id: u16, class: u32, slot: u32) -> Option<u32> {
         if self.backends[usize::from(id)].is_scoped {
             return self.open_account_in_scope(now, id, class, slot);
         }
         let cost = self.classes[class as usize].cost;
+        let avoid = self.avoided(id, slot);
         loop {
             steps::add(1);
-            let account = self.backends[usize::from(id)].accounts.least()?;
+            let account = self.backends[usize::from(id)].accounts.least(avoid)?;
+            if let Some(blocked) = self.accounts[account as usize].resting(now) {
+                self.block(now, account, blocked);
+                continue;
+            }
             // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
             let reserved_for = (cost > 1).then(|| self.key(class, slot));
             match Blocked::by(self.accounts[account as usize].quota.next_eligible(now, cost).eligible, cost, reserved_for) {
@@ -173,6 +179,16 @@ impl Engine {
                 None => return Some(account),
             }
         }
+    }
+
+    /// The account on which the last attempt of a request failed, with its load, if a backend has others.
+    #[inline]
+    pub(super) fn avoided(&self, id: u16, slot: u32) -> Option<(u32, u32)> {
+        if !self.backends[usize::from(id)].accounts.are_several() {
+            return None;
+        }
+        let account = self.requests.history(slot)?.avoid?.account;
+        Some((self.accounts[account as usize].load(), account))
     }
 
     /// Whether the limits of every backend of a set admit a cost only after `deadline`. Service time is not estimated.
@@ -371,8 +387,8 @@ impl Engine {
     #[inline]
     fn occupy(&mut self, account: u32) -> bool {
         let place = &mut self.accounts[account as usize];
-        let before = place.in_flight;
-        place.in_flight = before + 1;
+        let before = place.load();
+        place.in_flight += 1;
         let full = place.is_full();
         if place.has_siblings {
             self.note_moved(account, before);
@@ -385,18 +401,37 @@ impl Engine {
     pub(super) fn vacate(&mut self, account: u32, id: u16) {
         self.backends[usize::from(id)].in_flight -= 1;
         let place = &mut self.accounts[account as usize];
-        let before = place.in_flight;
-        place.in_flight = before - 1;
+        let before = place.load();
+        place.in_flight -= 1;
         if place.has_siblings {
             self.note_moved(account, before);
         }
     }
 
-    /// Tells the backends of an account that it has another number of attempts in flight than it had `before`.
+    /// An attempt has succeeded, or failed: where there are other accounts to choose from, that tells something of its own.
+    #[inline]
+    pub(super) fn note_load(&mut self, now: Instant, index: u32, failed: bool) {
+        let &Lease { account, started_at, .. } = self.leases.get(index);
+        let place = &mut self.accounts[account as usize];
+        if place.has_siblings {
+            let before = place.load();
+            if failed {
+                place.failed(now, started_at, !self.monitor.enabled);
+            } else {
+                place.succeeded();
+            }
+            if place.load() != before {
+                self.note_moved(account, before);
+            }
+        }
+    }
+
+    /// Tells the backends of an account that it has another load than it had `before`.
     fn note_moved(&mut self, account: u32, before: u32) {
-        let &Account { in_flight, ref backends, .. } = &self.accounts[account as usize];
-        for &id in backends {
-            self.backends[usize::from(id)].accounts.moved(account, before, in_flight);
+        let account_now = &self.accounts[account as usize];
+        let after = account_now.load();
+        for &id in &account_now.backends {
+            self.backends[usize::from(id)].accounts.moved(account, before, after);
         }
     }
 
@@ -468,15 +503,16 @@ impl Engine {
     /// request.
     #[inline(always)]
     fn cause_changed(&mut self, now: Instant, account: u32, before: Option<Cause>, after: Option<Cause>) {
-        let &Account { in_flight, ref backends, .. } = &self.accounts[account as usize];
+        let changed = &self.accounts[account as usize];
+        let load = changed.load();
         let mut elsewhere = false;
-        for &id in backends {
+        for &id in &changed.backends {
             let backend = &mut self.backends[usize::from(id)];
             elsewhere |= !backend.elsewhere.is_empty();
             if self.wards[(backend.first_ward + account - backend.accounts.all().start) as usize].barred {
                 continue;
             }
-            let (was, is) = backend.accounts.change(account, in_flight, before, after);
+            let (was, is) = backend.accounts.change(account, load, before, after);
             if was != is {
                 for &set in &backend.sets {
                     self.sets[set as usize].change(now, was, is);
@@ -491,9 +527,9 @@ impl Engine {
 
     /// Tells one backend of an account, and its sets, what keeps it from taking anything there.
     pub(super) fn cause_changed_at(&mut self, now: Instant, id: u16, account: u32, before: Option<Cause>, after: Option<Cause>) {
-        let in_flight = self.accounts[account as usize].in_flight;
+        let load = self.accounts[account as usize].load();
         let backend = &mut self.backends[usize::from(id)];
-        let (was, is) = backend.accounts.change(account, in_flight, before, after);
+        let (was, is) = backend.accounts.change(account, load, before, after);
         if was != is {
             for &set in &backend.sets {
                 self.sets[set as usize].change(now, was, is);

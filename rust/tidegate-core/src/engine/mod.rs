@@ -279,9 +279,9 @@ impl Engine {
                 for index in shared {
                     let account = &mut self.accounts[index as usize];
                     account.backends.push(id);
-                    accounts.moved(index, 0, account.in_flight);
+                    accounts.moved(index, 0, account.load());
                     if let Some(cause) = account.cause() {
-                        accounts.change(index, account.in_flight, None, Some(cause));
+                        accounts.change(index, account.load(), None, Some(cause));
                     }
                 }
                 accounts

@@ -124,11 +124,18 @@ pub(super) struct History {
     pub(super) postponed: Span,
     /// Attempts that failed. One that was rejected by a limit costs none.
     pub(super) failed: u32,
-    /// The backend where the last attempt failed.
-    pub(super) avoid: Option<u16>,
+    /// Where the last attempt failed.
+    pub(super) avoid: Option<Avoid>,
     /// When the wait that follows the last attempt, or being postponed, began.
     pub(super) waiting_since: Instant,
     pub(super) waits: Waits,
+}
+
+/// A backend, and which of all accounts, that a request would rather not meet again at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Avoid {
+    pub(super) backend: u16,
+    pub(super) account: u32,
 }
 
 /// How long a request has spent on what, up to now. What remains of its age is time in the queue.

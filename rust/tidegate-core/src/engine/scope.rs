@@ -229,7 +229,7 @@ impl Engine {
         }
     }
 
-    /// The open account of a backend with the least in flight that, with the scopes of `class`, admits its head in `slot`. If there is
+    /// The open account of a backend with the least load that, with the scopes of `class`, admits its head in `slot`. If there is
     /// none, the class is parked there or the backend is blocked.
     pub(super) fn open_account_in_scope(&mut self, now: Instant, id: u16, class: u32, slot: u32) -> Option<u32> {
         let waiting = &self.classes[class as usize];
@@ -237,12 +237,17 @@ impl Engine {
             return None;
         }
         let (cost, key) = (waiting.cost, self.key(class, slot));
-        let (mut in_the_way, mut refused) = (Vec::new(), Vec::new());
+        let (mut in_the_way, mut refused, mut resting) = (Vec::new(), Vec::new(), Vec::new());
+        let avoid = self.avoided(id, slot);
         let mut place = None;
         let found = loop {
             steps::add(1);
-            place = self.backends[usize::from(id)].accounts.next_open(place);
+            place = self.backends[usize::from(id)].accounts.next_open(place, avoid);
             let Some((_, account)) = place else { break None };
+            if let Some(blocked) = self.accounts[account as usize].resting(now) {
+                resting.push((account, blocked));
+                continue;
+            }
             // First what is particular to this head: an account has nothing to keep for one that waits for something else.
             if let Some(allotment) = self.scope_in_the_way(now, class, account, cost, key) {
                 in_the_way.push(allotment);
@@ -257,6 +262,9 @@ impl Engine {
         let reserved_for = (cost > 1 && in_the_way.is_empty()).then_some(key);
         for (account, blocked) in refused {
             self.block(now, account, Blocked { reserved_for, ..blocked });
+        }
+        for (account, blocked) in resting {
+            self.block(now, account, blocked);
         }
         if found.is_none() && self.backends[usize::from(id)].accounts.blocked().is_none() {
             self.park_class(now, class, id, &in_the_way);
