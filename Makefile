@@ -55,7 +55,7 @@ conformance: build $(PEERS) ## Try every kind of limit against every kind of ser
 
 balancing: ## Choose among unequal backends in many ways, in virtual time, beside the optimum; kept in docs
 	cargo run --quiet --release --package tidegate-core --locked --example balancing > docs/balancing.md
-	@grep -E '^#|Tidegate|bound' docs/balancing.md
+	@sed -n '/^## Goals/,$$p' docs/balancing.md
 
 instructions: build ## Count instructions a request, with valgrind
 	PYTHON=$(BIN)/python bench/instructions.sh

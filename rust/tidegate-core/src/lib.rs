@@ -14,6 +14,7 @@ pub mod feasibility;
 pub mod ledger;
 pub mod limit;
 pub mod limiter;
+pub mod optimum;
 pub mod queue;
 pub mod retry;
 pub mod retry_after;

@@ -30,8 +30,7 @@ impl Late {
             weight: 1.0,
             cold_start: ColdStart::AssumeEmpty,
         };
-        let backends: Vec<BackendId> =
-            Site::ALL.iter().map(|site| engine.add_backend(Instant::ORIGIN, &spec(site))).collect();
+        let backends: Vec<BackendId> = Site::ALL.iter().map(|site| engine.add_backend(Instant::ORIGIN, &spec(site))).collect();
         let class = engine.class(Instant::ORIGIN, &backends, 1).expect("a cost of 1 always fits");
         Late { engine, class, places: Vec::new() }
     }

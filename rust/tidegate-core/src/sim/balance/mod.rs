@@ -4,11 +4,14 @@
 //! message takes is drawn for its request and backend, so that all policies meet the same luck, and so does whoever knows it beforehand: no policy
 //! can be better than [`best`].
 
+mod best;
 mod early;
+mod fitting;
 mod late;
 mod scenario;
 mod wire;
 
+pub use best::{Best, best};
 pub use early::Choice;
 pub use scenario::{Arrival, Scenario, Site};
 
@@ -25,6 +28,8 @@ pub enum Policy {
         /// It sends nothing whose deadline has passed.
         drops: bool,
     },
+    /// One queue for a client that knows how long backends take: each takes the earliest deadline that it meets 99 times of 100.
+    Fitting,
     /// The engine, first in first out.
     Strict,
     /// The engine, the earliest deadline first.
@@ -37,6 +42,7 @@ impl Policy {
         let wire = wire::Wire::new(scenario);
         match self {
             Policy::Early { choice, drops } => wire.run(&mut early::Early::new(choice, drops, scenario.seed)),
+            Policy::Fitting => wire.run(&mut fitting::Fitting::new()),
             Policy::Strict => wire.run(&mut late::Late::new(Order::Strict, scenario.seed)),
             Policy::Deadline => wire.run(&mut late::Late::new(Order::Deadline, scenario.seed)),
         }
