@@ -1,6 +1,7 @@
 //! Small linear programmes.
 
-/// Below this a number of the tableau is taken for 0. Rows are scaled so that their right side is 1.
+/// Below this a number of the tableau is taken for 0. Rows are scaled so that their right sides are from 1 to 2, and columns so that none
+/// reaches more than that; by powers of two, which rounds nothing.
 const ROUNDING: f64 = 1e-9;
 
 /// An optimum.
@@ -18,18 +19,27 @@ pub(super) struct Solution {
 /// it ends.
 pub(super) fn maximise(columns: usize, rows: &[(Vec<f64>, f64)]) -> Option<Solution> {
     let width = columns + rows.len();
+    // The most that each variable can be by itself.
+    let most = |column: usize| rows.iter().map(|(row, right)| right / row[column]).fold(f64::INFINITY, f64::min);
+    let most: Vec<f64> = (0..columns).map(most).collect();
+    if most.contains(&f64::INFINITY) {
+        return None;
+    }
+    let most: Vec<f64> = most.into_iter().map(magnitude).collect();
+    let largest = most.iter().copied().fold(0.0, f64::max);
     // Each row with its slack variable, and its right side at the end.
     let mut tableau: Vec<Vec<f64>> = Vec::with_capacity(rows.len());
     for (index, (row, right)) in rows.iter().enumerate() {
-        let mut scaled: Vec<f64> = row.iter().map(|coefficient| coefficient / right).collect();
+        let by = magnitude(*right);
+        let mut scaled: Vec<f64> = row.iter().zip(&most).map(|(coefficient, most)| coefficient * most / by).collect();
         scaled.resize(width + 1, 0.0);
         scaled[columns + index] = 1.0;
-        scaled[width] = 1.0;
+        scaled[width] = right / by;
         tableau.push(scaled);
     }
-    // What a unit of each variable would add, and at the end what is reached so far, negative.
-    let mut gains = vec![0.0; width + 1];
-    gains[..columns].fill(1.0);
+    // What a unit of each variable would add, of `largest`, and at the end what is reached so far, negative.
+    let mut gains: Vec<f64> = most.iter().map(|most| most / largest).collect();
+    gains.resize(width + 1, 0.0);
     let mut basis: Vec<usize> = (columns..width).collect();
     while let Some(entering) = gains[..width].iter().position(|&gain| gain > ROUNDING) {
         let ratio = |row: &usize| tableau[*row][width] / tableau[*row][entering];
@@ -47,13 +57,48 @@ pub(super) fn maximise(columns: usize, rows: &[(Vec<f64>, f64)]) -> Option<Solut
         tableau.iter_mut().enumerate().filter(|(row, _)| *row != leaving).for_each(|(_, row)| subtract(row));
         subtract(&mut gains);
     }
-    let price = |(row, (_, right)): (usize, &(Vec<f64>, f64))| (-gains[columns + row]).max(0.0) / right;
-    Some(Solution { value: -gains[width], prices: rows.iter().enumerate().map(price).collect() })
+    let price = |(row, (_, right)): (usize, &(Vec<f64>, f64))| match -gains[columns + row] {
+        price if price > ROUNDING => price * largest / magnitude(*right),
+        _ => 0.0,
+    };
+    Some(Solution { value: -gains[width] * largest, prices: rows.iter().enumerate().map(price).collect() })
+}
+
+/// The largest power of two that is not above a number.
+fn magnitude(number: f64) -> f64 {
+    f64::from_bits(number.to_bits() & 0x7ff0_0000_0000_0000).max(f64::MIN_POSITIVE)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+            /// By weak duality prices that pay for each variable prove that no more can be reached.
+            #[test]
+            fn prices_prove_the_bound(
+                rows in prop::collection::vec((prop::collection::vec(0u32..4, 5), 1u32..1000, -9i32..9), 1..6),
+            ) {
+                let row = |(row, right, power): (Vec<u32>, u32, i32)| {
+                    (row.into_iter().map(f64::from).collect::<Vec<_>>(), f64::from(right) * 10f64.powi(power))
+                };
+                let rows: Vec<_> = rows.into_iter().map(row).collect();
+                let pays = |prices: &[f64], column: usize| rows.iter().zip(prices).map(|((row, _), price)| row[column] * price).sum::<f64>();
+                match maximise(5, &rows) {
+                    None => prop_assert!((0..5).any(|column| rows.iter().all(|(row, _)| row[column] == 0.0))),
+                    Some(found) => {
+                        let paid: f64 = rows.iter().zip(&found.prices).map(|((_, right), price)| right * price).sum();
+                        prop_assert!((paid / found.value - 1.0).abs() < 1e-6, "{} {}", paid, found.value);
+    // A variable that could not add as much as a millionth is left out.
+                        let most = |column: usize| rows.iter().map(|(row, right)| right / row[column]).fold(f64::INFINITY, f64::min);
+                        let unpaid = |column: usize| (1.0 - pays(&found.prices, column)) * most(column);
+                        prop_assert!((0..5).all(|column| unpaid(column) < 1e-6 * found.value), "{:?}", found.prices);
+                    }
+                }
+            }
+        }
 
     #[test]
     fn what_binds_has_a_price() {
@@ -64,6 +109,11 @@ mod tests {
         let found = maximise(2, &[(vec![1.0, 1.0], 5.0), rows[1].clone(), rows[2].clone()]).unwrap();
         assert_eq!((found.value, found.prices), (4.5, vec![0.0, 1.0, 0.5]));
         assert!(maximise(2, &rows[1..2]).is_none());
+        // Numbers of any size.
+        for size in [1e-12, 1e12] {
+            let rows: Vec<_> = rows.iter().map(|(row, right)| (row.clone(), right * size)).collect();
+            assert!((maximise(2, &rows).unwrap().value / (4.0 * size) - 1.0).abs() < 1e-9);
+        }
         assert_eq!(maximise(0, &[]).unwrap().value, 0.0);
     }
 }

@@ -141,7 +141,29 @@ impl Supply {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Of equal costs it is the least cut: what may only go to some set of backends is held back by them, the rest is not.
+        #[test]
+        fn equal_costs_are_a_flow(
+            amounts in prop::collection::vec(1u32..20, 4),
+            asked in prop::collection::vec((1u32..16, 1u32..20), 0..5),
+        ) {
+            let supplies: Vec<_> = amounts.iter().map(|amount| bucket(*amount, 1)).collect();
+            let backends: Vec<_> = (0..4).map(|index| backend(index, 0)).collect();
+            let set = |bits: u32| (0..4).filter(|index| bits & (1 << index) != 0).collect::<Vec<u32>>();
+            let demands: Vec<_> = asked.iter().map(|&(bits, rate)| demand(&set(bits), rate.into())).collect();
+            let cut = |bits: u32| {
+                let held: u32 = set(bits).iter().map(|index| amounts[*index as usize]).sum();
+                held + asked.iter().filter(|(own, _)| own & !bits != 0).map(|(_, rate)| rate).sum::<u32>()
+            };
+            let least = (0..16).map(cut).min().unwrap();
+            prop_assert_eq!(throughput(&supplies, &backends, &demands, None).rate, f64::from(least));
+        }
+    }
 
     fn bucket(amount: u32, burst: u32) -> Supply {
         let limits = vec![Limit::bucket(amount, Span::from_secs(1), burst).unwrap()];
