@@ -19,7 +19,7 @@ unexport CONDA_PREFIX
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test build lint format bench conformance coverage instructions prove clean rust-test python-test
+.PHONY: help demo test build lint format bench balancing conformance coverage instructions prove clean rust-test python-test
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ conformance: build $(PEERS) ## Try every kind of limit against every kind of ser
 	@grep -E 'cells|Rejections in all' docs/conformance.md
 	$(BIN)/python -m conformance > docs/conformance-peers.md
 	@sed -n '/^## By kind/,/^## By limit/p' docs/conformance-peers.md | grep '^|'
+
+balancing: ## Choose among unequal backends in many ways, in virtual time, beside the optimum; kept in docs
+	cargo run --quiet --release --package tidegate-core --locked --example balancing > docs/balancing.md
+	@sed -n '/^## Goals/,$$p' docs/balancing.md
 
 instructions: build ## Count instructions a request, with valgrind
 	PYTHON=$(BIN)/python bench/instructions.sh

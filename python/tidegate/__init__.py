@@ -31,6 +31,7 @@ from tidegate._feasibility import Feasibility
 from tidegate._health import Health, HealthMonitor
 from tidegate._lease import Lease
 from tidegate._limiter import Limiter
+from tidegate._optimum import DeadlineBound, Demand, ThroughputBound, deadline_bound, throughput_bound
 from tidegate._options import Priority, Retry
 from tidegate._order import Aging, Fair, Order
 from tidegate._outcome import Outcome
@@ -53,7 +54,9 @@ __all__ = [
     "ConfigError",
     "ContinuousCollector",
     "CostExceedsBurstError",
+    "DeadlineBound",
     "DeadlineExceededError",
+    "Demand",
     "Distribution",
     "Event",
     "Fair",
@@ -80,11 +83,14 @@ __all__ = [
     "SchedulerClosedError",
     "Sink",
     "Snapshot",
+    "ThroughputBound",
     "Ticket",
     "TidegateError",
     "__version__",
     "bound",
+    "deadline_bound",
     "run",
+    "throughput_bound",
 ]
 
 # Where users find them, whatever module they are written in.

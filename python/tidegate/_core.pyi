@@ -23,6 +23,19 @@ def feasibility(
     demands: Sequence[tuple[Sequence[int], float, int, Sequence[tuple[str, str]]]],
     /,
 ) -> tuple[tuple[list[int], tuple[str, str] | None, float, float] | None, float, float | None]: ...
+def throughput_bound(
+    supplies: Sequence[tuple[BackendQuota, int]],
+    backends: Sequence[tuple[int, float]],
+    demands: Sequence[tuple[Sequence[int], float, int]],
+    horizon: float | None,
+    /,
+) -> tuple[float, list[tuple[int, bool, float]]]: ...
+def deadline_bound(
+    supplies: Sequence[tuple[BackendQuota, int]],
+    backends: Sequence[tuple[int, float]],
+    requests: Sequence[tuple[float, float, Sequence[int]]],
+    /,
+) -> tuple[int | None, int]: ...
 def outcome_of_status(status: int, headers: object | None, /) -> int: ...
 
 @disjoint_base

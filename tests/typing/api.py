@@ -17,7 +17,9 @@ from tidegate import (
     BackendQuota,
     BackendRateLimitedError,
     ConfigError,
+    DeadlineBound,
     DeadlineExceededError,
+    Demand,
     Event,
     Lease,
     Ledger,
@@ -35,9 +37,12 @@ from tidegate import (
     Retry,
     SchedulerClosedError,
     Snapshot,
+    ThroughputBound,
     Ticket,
     TidegateError,
+    deadline_bound,
     run,
+    throughput_bound,
 )
 from tidegate.backends.http import HttpBackend
 from tidegate.backends.nitter import NitterBackend, Search, Timeline
@@ -325,3 +330,22 @@ def built_ins(error: ConfigError, late: DeadlineExceededError, closed: Scheduler
 
 
 HANDLERS: list[Callable[[Request], object]] = [fetch_async, fetch_in_thread]
+
+
+# ---- Bounds
+
+
+def bounds(backends: list[Backend]) -> None:
+    most = throughput_bound(backends, [Demand(10), Demand(2.5, ["api"], cost=3)], latency={"api": timedelta(seconds=1)})
+    assert_type(most, ThroughputBound)
+    assert_type(most.rate, float)
+    assert_type(most.binding, tuple[str, ...])
+    assert_type(most.prices, Mapping[str, float])
+    quotas: dict[str, BackendQuota | Limit | str] = {"api": "10/s", "web": Limit(1, 1), "all": BackendQuota("1/s")}
+    throughput_bound(quotas, latency=0.5, horizon=60)
+    least = deadline_bound([(0, 1), (0.5, 2, ["api"])], {"api": "10/s"}, latency=0.1)
+    assert_type(least, DeadlineBound)
+    assert_type(least.misses, int)
+    assert_type(least.share, float)
+    deadline_bound([(0, 1, 2, 3)], backends)  # type: ignore[list-item]
+    Demand("10/s")  # type: ignore[arg-type]

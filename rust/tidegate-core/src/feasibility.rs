@@ -79,8 +79,7 @@ struct Condition<'a> {
 impl Condition<'_> {
     /// Units a second in the long run.
     fn supply(&self) -> f64 {
-        let rate = |limit: &Limit| f64::from(limit.amount()) / (limit.period().as_nanos() as f64 / 1e9);
-        let least = |limits: &[Limit]| limits.iter().map(rate).fold(f64::INFINITY, f64::min);
+        let least = |limits: &[Limit]| bound::rate_of_all(limits).unwrap_or(f64::INFINITY);
         self.limits.iter().map(|(times, limits)| f64::from(*times) * least(limits)).sum()
     }
 

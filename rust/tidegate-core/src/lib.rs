@@ -16,6 +16,7 @@ pub mod latency;
 pub mod ledger;
 pub mod limit;
 pub mod limiter;
+pub mod optimum;
 pub mod queue;
 pub mod retry;
 pub mod retry_after;

@@ -6,6 +6,7 @@ mod core;
 mod error;
 mod feasibility;
 mod limiter;
+mod optimum;
 mod pending;
 mod quota;
 mod reply;
@@ -35,6 +36,8 @@ mod _core {
     use crate::feasibility::feasibility;
     #[pymodule_export]
     use crate::limiter::Limiter;
+    #[pymodule_export]
+    use crate::optimum::{deadline_bound, throughput_bound};
     #[pymodule_export]
     use crate::quota::bound;
     #[pymodule_export]

@@ -3,7 +3,7 @@
 use super::account::Extra;
 use super::backend::{Blocked, Cause};
 use super::event::{Action, Ending, Event};
-use super::lease::{Lease, LeaseId};
+use super::lease::LeaseId;
 use super::request::{Avoid, Handle, State, Waits};
 use super::{BackendId, Engine, Timer};
 use crate::health::Sign;

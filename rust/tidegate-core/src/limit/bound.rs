@@ -105,6 +105,12 @@ fn cycles(interval: Span, burst: u32, late: Span, mut round_trips: impl FnMut() 
     }
 }
 
+/// Units a second that all of several limits admit in the long run; nothing without limits.
+pub fn rate_of_all(limits: &[Limit]) -> Option<f64> {
+    let rate = |limit: &Limit| f64::from(limit.amount()) / (limit.period().as_nanos() as f64 / 1e9);
+    limits.iter().map(rate).reduce(f64::min)
+}
+
 /// The least of [`allowed`] over several limits at once, but for aligned windows: of these, every long one also lets through no more than the
 /// short ones do that overlap it.
 pub fn allowed_by_all(limits: &[Limit], horizon: Span) -> Option<u64> {

@@ -3,6 +3,7 @@
 //! Nothing here is used in production. A [`Server`] counts strictly and says what it thinks of every message; a [`Trial`] drives a
 //! real [`Engine`](crate::engine::Engine) against one as hard as it lets itself be driven, over a line with some [`Delay`].
 
+pub mod balance;
 mod case;
 mod delay;
 mod dice;
