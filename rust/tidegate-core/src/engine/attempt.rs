@@ -228,12 +228,12 @@ impl Engine {
             Some(slot) => match outcome {
                 Outcome::Ok if rejected => self.limited(now, slot, index),
                 Outcome::Ok => {
-                    self.judge(now, index, false);
+                    self.judge(now, index, account, false);
                     self.succeeded(now, slot, index)
                 }
                 Outcome::Limited | Outcome::PutBack => self.limited(now, slot, index),
                 Outcome::Failed => {
-                    self.judge(now, index, true);
+                    self.judge(now, index, account, true);
                     self.failed(now, slot, index)
                 }
                 Outcome::Neutral if unsent => self.given_up(now, slot, index),
@@ -380,7 +380,8 @@ impl Engine {
         let Some(slot) = lease.request else { return };
         let backend = BackendId(lease.backend);
         let timeout = now.since(lease.started_at);
-        self.judge(now, index, true);
+        let account = lease.account;
+        self.judge(now, index, account, true);
         let request = self.requests.handle(slot);
         self.actions.push_back(Action::TimedOut { request, backend, timeout });
         let failed = self.requests.history(slot).map_or(0, |history| history.failed) + 1;
