@@ -216,6 +216,12 @@ impl Accounts {
         self.several.is_some()
     }
 
+    /// The only one, if it is open.
+    #[inline]
+    pub(super) fn only(&self) -> Option<u32> {
+        self.blocked.is_none().then_some(self.first)
+    }
+
     /// The open one with the least load, of equal ones that which was declared first. That to `avoid`, with its load, comes last.
     #[inline]
     pub(super) fn least(&self, avoid: Option<(u32, u32)>) -> Option<u32> {

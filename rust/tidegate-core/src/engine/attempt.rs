@@ -234,12 +234,12 @@ impl Engine {
             Some(slot) => match outcome {
                 Outcome::Ok if rejected => self.limited(now, slot, index),
                 Outcome::Ok => {
-                    self.note_load(now, index, false);
+                    self.note_load(now, index, account, false);
                     self.succeeded(now, slot, index)
                 }
                 Outcome::Limited | Outcome::PutBack => self.limited(now, slot, index),
                 Outcome::Failed => {
-                    self.note_load(now, index, true);
+                    self.note_load(now, index, account, true);
                     self.failed(now, slot, index, answer.is_local)
                 }
                 Outcome::Neutral if unsent => self.given_up(now, slot, index),
@@ -457,7 +457,8 @@ impl Engine {
         let Some(slot) = lease.request else { return };
         let backend = BackendId(lease.backend);
         let timeout = now.since(lease.started_at);
-        self.note_load(now, index, true);
+        let account = lease.account;
+        self.note_load(now, index, account, true);
         let request = self.requests.handle(slot);
         self.actions.push_back(Action::TimedOut { request, backend, timeout });
         let sign = self.sign_of_failure(index);

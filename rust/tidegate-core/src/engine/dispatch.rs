@@ -3,7 +3,7 @@
 use super::account::Account;
 use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
-use super::lease::{Lease, LeaseId};
+use super::lease::LeaseId;
 use super::request::{Handle, Mark, State};
 use super::scope::Scoped;
 use super::tally::Tally;
@@ -163,21 +163,40 @@ impl Engine {
         if self.backends[usize::from(id)].is_scoped {
             return self.open_account_in_scope(now, id, class, slot);
         }
-        let cost = self.classes[class as usize].cost;
+        if self.backends[usize::from(id)].accounts.are_several() {
+            return self.open_one_of_several(now, id, class, slot);
+        }
+        steps::add(1);
+        let account = self.backends[usize::from(id)].accounts.only()?;
+        self.admits(now, account, class, slot).then_some(account)
+    }
+
+    #[inline(never)]
+    fn open_one_of_several(&mut self, now: Instant, id: u16, class: u32, slot: u32) -> Option<u32> {
         let avoid = self.avoided(id, slot);
         loop {
             steps::add(1);
             let account = self.backends[usize::from(id)].accounts.least(avoid)?;
             if let Some(blocked) = self.accounts[account as usize].resting(now) {
                 self.block(now, account, blocked);
-                continue;
+            } else if self.admits(now, account, class, slot) {
+                return Some(account);
             }
-            // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
-            let reserved_for = (cost > 1).then(|| self.key(class, slot));
-            match Blocked::by(self.accounts[account as usize].quota.next_eligible(now, cost).eligible, cost, reserved_for) {
-                Some(blocked) => self.block(now, account, blocked),
-                None => return Some(account),
+        }
+    }
+
+    /// Whether the limits of an open account admit the head in `slot` now. If not, it is blocked.
+    #[inline]
+    fn admits(&mut self, now: Instant, account: u32, class: u32, slot: u32) -> bool {
+        let cost = self.classes[class as usize].cost;
+        // A head of cost 1 waits for what any other would wait for too; a larger one is what the room is kept for.
+        let reserved_for = (cost > 1).then(|| self.key(class, slot));
+        match Blocked::by(self.accounts[account as usize].quota.next_eligible(now, cost).eligible, cost, reserved_for) {
+            Some(blocked) => {
+                self.block(now, account, blocked);
+                false
             }
+            None => true,
         }
     }
 
@@ -408,21 +427,26 @@ impl Engine {
         }
     }
 
-    /// An attempt has succeeded, or failed: where there are other accounts to choose from, that tells something of its own.
+    /// An attempt on an account has succeeded, or failed: where there are others to choose from, that tells something of its own.
     #[inline]
-    pub(super) fn note_load(&mut self, now: Instant, index: u32, failed: bool) {
-        let &Lease { account, started_at, .. } = self.leases.get(index);
+    pub(super) fn note_load(&mut self, now: Instant, index: u32, account: u32, failed: bool) {
+        if self.accounts[account as usize].has_siblings {
+            self.note_load_among(now, index, account, failed);
+        }
+    }
+
+    #[inline(never)]
+    fn note_load_among(&mut self, now: Instant, index: u32, account: u32, failed: bool) {
+        let started_at = self.leases.get(index).started_at;
         let place = &mut self.accounts[account as usize];
-        if place.has_siblings {
-            let before = place.load();
-            if failed {
-                place.failed(now, started_at, !self.monitor.enabled);
-            } else {
-                place.succeeded();
-            }
-            if place.load() != before {
-                self.note_moved(account, before);
-            }
+        let before = place.load();
+        if failed {
+            place.failed(now, started_at, !self.monitor.enabled);
+        } else {
+            place.succeeded();
+        }
+        if place.load() != before {
+            self.note_moved(account, before);
         }
     }
 
