@@ -1091,9 +1091,8 @@ async def test_seed():
             if request.attempt < 3:
                 raise ConnectionError
 
-        async with RateLimitScheduler(
-            [Backend("a", fetch, "10/s burst 3"), Backend("b", fetch, "20/s")], clock=clock, seed=seed
-        ) as scheduler:
+        backends = [Backend("a", fetch, "10/s burst 3"), Backend("b", fetch, "20/s")]
+        async with RateLimitScheduler(backends, health=HealthMonitor(enabled=False), clock=clock, seed=seed) as scheduler:
             await scheduler.submit_many(range(40))
             await clock.run_until_idle()
         return starts

@@ -4,7 +4,7 @@ use super::account::Account;
 use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
 use super::lease::LeaseId;
-use super::request::{Handle, Mark, State};
+use super::request::{Handle, History, Mark, State};
 use super::scope::Scoped;
 use super::tally::Tally;
 use super::ward::Ward;
@@ -25,7 +25,7 @@ pub struct Leased {
     pub backend: BackendId,
     /// On which of the backend's accounts, from 0.
     pub account: u32,
-    /// Which attempt it is, from 1. Attempts that a limit rejected are not counted.
+    /// Which attempt it is, from 1. Those that a limit rejected are not counted; those that failed while the backend was down are.
     pub attempt: u32,
     /// Of its request.
     pub priority: u8,
@@ -264,7 +264,8 @@ impl Engine {
         if full {
             self.fill(now, account);
         }
-        let (attempted, failed) = self.requests.history(slot).map_or((false, 0), |history| (history.attempted, history.failed));
+        let earlier = |history: &History| (history.attempted, history.failed + history.free);
+        let (attempted, failed) = self.requests.history(slot).map_or((false, 0), earlier);
         if !attempted {
             self.budget.deposit();
             if !self.overdrawn.is_empty() {
