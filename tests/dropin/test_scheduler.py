@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -408,6 +409,55 @@ async def test_a_storage_that_fails_once(dropin):
     assert storage.rows == ["tweet of ada"]
     assert scheduler.stats["requests_failed"] == 0
     assert target.last_scraped is not None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A target that cannot be told when it was scraped."""
+
+    target_type: str = "user"
+    value: str = "frozen"
+    last_scraped: None = None
+
+
+async def test_a_target_that_cannot_be_marked_takes_no_other_with_it(dropin, storage, caplog):
+    scheduler = dropin.RateLimitScheduler(Manager(), storage, plenty(dropin))
+    for target in (Frozen(), *users(20)):
+        await scheduler.schedule_request(target)
+    await scheduler.start(num_workers=1)
+    await until_processed(scheduler, 21)
+    await scheduler.stop()
+    assert len(storage.rows) == 21
+    assert "last_scraped" in caplog.text
+
+
+async def test_a_storage_without_either_method(dropin, caplog):
+    """Each request fails, counted and logged, as with a storage that raises."""
+    scheduler = dropin.RateLimitScheduler(Manager(), object(), plenty(dropin))
+    for target in users(3):
+        await scheduler.schedule_request(target)
+    await scheduler.start()
+    await until(lambda: scheduler.stats["requests_failed"] == 3)
+    await scheduler.stop()
+    assert "insert_tweets_batch" in caplog.text
+
+
+async def test_a_scrape_that_takes_an_hour_has_failed(virtual, storage):
+    async def answer(kind, value):
+        if len(manager.calls) == 1:
+            await asyncio.Event().wait()
+        return Result()
+
+    manager = Manager(answer)
+    scheduler = virtual.scheduler(manager, storage, plenty(virtual.dropin, "snscrape"))
+    await scheduler.start()
+    await scheduler.schedule_request(user())
+    await virtual.clock.run_for(3590)
+    assert scheduler.quotas["snscrape"].active_requests == 1
+    await virtual.clock.run_for(20)
+    await until_processed(scheduler, 1)
+    assert scheduler.quotas["snscrape"].success_rate == pytest.approx(0.91)
+    await scheduler.stop()
 
 
 # ---- What it says of itself

@@ -11,6 +11,7 @@ from tidegate import (
     BackendUnavailableError,
     Limit,
     Priority,
+    RequestCancelledError,
     Retry,
 )
 from tidegate.dropin._clock import now_by
@@ -34,7 +35,13 @@ PRIORITIES = dict(zip(RequestPriority, Priority, strict=True))
 
 
 class Job(Protocol):
-    """What is scraped for one request."""
+    """What is scraped for one request.
+
+    Attributes:
+        ticket: Of the engine, which sets it.
+    """
+
+    ticket: "tidegate.Ticket | None"
 
     @property
     def target(self) -> Any:
@@ -92,19 +99,19 @@ class Engine:
         self._scheduler = self._new_scheduler()
         self._declared: dict[str, tuple[int, int, int]] = {}  # what the scheduler's backends were told
         self._named: dict[str, Any] = {}  # the manager's own backends
-        # What the manager has used by itself and what is not charged yet: of which backend.
-        self._debts: dict[tidegate.Ticket, str] = {}
+        # What the manager has used by itself and what is not charged yet.
+        self._debts: set[Debt] = set()
         self._owed: list[str] = []
         self._results = asyncio.Event()
         self.look_for_backends()
 
     async def start(self) -> None:
         """Begin to serve, on the running loop."""
+        self.look_for_backends()
         await self._scheduler.__aenter__()
         self._is_running = True
         self._results = asyncio.Event()
         self.take_results(True)
-        self.look_for_backends()
         for quota in self._quotas.values():
             quota._serve(self.now, self._wait_of)  # noqa: SLF001 - the quota's other half
         owed, self._owed = self._owed, []
@@ -117,17 +124,16 @@ class Engine:
         self._is_running = False
         for cancel in list(self.guests):
             cancel()
-        for debt, name in self._debts.items():
-            if debt.cancel():
-                self._owed.append(name)
-        self._debts.clear()
+        for debt in list(self._debts):
+            if debt.ticket.cancel():
+                self._owed.append(debt.backend)
         await self._scheduler._leave()  # noqa: SLF001 - it is entered again
         self._rest()
 
     def abandon(self) -> None:
         """The loop that it ran on ended without a stop: what the limits remember goes with it, its minute is charged anew."""
         self._is_running = False
-        self._scheduler, self._declared, self._debts = self._new_scheduler(), {}, {}
+        self._scheduler, self._declared, self._debts = self._new_scheduler(), {}, set()
         self._owed = [name for name, quota in self._quotas.items() for _ in range(quota._last_minute())]  # noqa: SLF001
         for quota in self._quotas.values():
             quota.active_requests = 0
@@ -144,7 +150,8 @@ class Engine:
             options["priority"] = PRIORITIES[priority]
         if prefer in self._declared:
             options["prefer"] = prefer
-        return self._scheduler.submit_nowait(job, **options)
+        job.ticket = self._scheduler.submit_nowait(job, **options)
+        return job.ticket
 
     def take_results(self, takes: bool) -> None:
         """Whether attempts may begin, as far as their results are concerned: not while more wait than can be stored."""
@@ -200,6 +207,8 @@ class Engine:
         if attempt.target is DEBT:
             return None
         job: Job = attempt.target  # type: ignore[assignment] # nothing else is submitted
+        ticket = job.ticket  # a handler that ignored a stop may end when the job has another one
+        assert ticket is not None
         if not self._results.is_set():
             await self._results.wait()
         name = attempt.backend
@@ -215,14 +224,17 @@ class Engine:
             if not result.success:
                 raise ResultError(name, result)
         except asyncio.CancelledError:
-            if self._is_running:  # it took too long
-                quota.record_request_end(False, self.now() - started_at)
-                job.wait()
-            else:
+            if _was_cancelled(ticket):
                 quota._end()  # noqa: SLF001 - the quota's other half
+            else:  # it took too long
+                quota.record_request_end(False, self.now() - started_at)
+            if not ticket.done():
+                job.wait()
             raise
         except Exception as error:
             quota.record_request_end(False, self.now() - started_at)
+            if ticket.done():
+                raise
             if not job.can_retry:
                 raise BackendRejectedError(str(error), backend=name) from error  # there is no other attempt
             job.wait()
@@ -244,13 +256,35 @@ class Engine:
         return served
 
     def _charge(self, name: str) -> None:
-        self._debts = {debt: owed for debt, owed in self._debts.items() if not debt.done()}
-        debt = self._scheduler.submit_nowait(DEBT, backends=name, priority=Priority.CRITICAL)
-        self._debts[debt] = name
+        self._debts.add(Debt(name, self._scheduler.submit_nowait(DEBT, backends=name, priority=Priority.CRITICAL), self._debts))
 
 
 # The target of what a backend served without being asked by the scheduler: it only takes its place in the limits.
 DEBT = object()
+
+
+class Debt:
+    """One such request, among the others that are not charged yet.
+
+    Attributes:
+        backend: The one that served.
+        ticket: Of the engine.
+    """
+
+    __slots__ = ("_unpaid", "backend", "ticket")
+
+    def __init__(self, backend: str, ticket: "tidegate.Ticket", unpaid: "set[Debt]") -> None:
+        self.backend, self.ticket, self._unpaid = backend, ticket, unpaid
+        ticket._wait(self)  # noqa: SLF001 - a future for each would cost more than the engine
+
+    def set_result(self, _: None) -> None:
+        """What the ticket calls."""
+        self._unpaid.discard(self)
+
+
+def _was_cancelled(ticket: "tidegate.Ticket") -> bool:
+    reply = ticket._reply()  # noqa: SLF001 - the public way raises its error
+    return reply is not None and isinstance(reply.error, RequestCancelledError)
 
 
 async def _scrape(source: Any, job: Job) -> Any:

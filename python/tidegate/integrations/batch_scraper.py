@@ -110,11 +110,12 @@ async def scrape_all_targets(scraper: Any, quotas: dict[str, BackendQuota] | Non
 class _Call:
     """One call of the scraper, as a job of the engine."""
 
-    __slots__ = ("_attempts", "max_tweets", "target")
+    __slots__ = ("_attempts", "max_tweets", "target", "ticket")
 
     def __init__(self, kind: str, value: str, max_tweets: int) -> None:
         self.target = SimpleNamespace(target_type=kind, value=value)
         self.max_tweets = max_tweets
+        self.ticket: tidegate.Ticket | None = None
         self._attempts = 0
 
     @property
