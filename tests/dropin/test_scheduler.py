@@ -15,6 +15,7 @@ from tests.dropin.caller import (
     ManagerOfObjects,
     Result,
     Target,
+    mock_manager,
     no_tweets,
     plenty,
     text_of,
@@ -23,6 +24,8 @@ from tests.dropin.caller import (
     user,
     users,
 )
+
+from tidegate import ConfigError
 
 STATUS_KEYS = {"running", "queue_size", "workers_active", "stats", "backend_status", "queue_stats"}
 BACKEND_KEYS = {
@@ -610,3 +613,53 @@ async def test_a_request_put_by_hand_is_served(dropin, storage):
     await until_processed(scheduler, 1)
     await scheduler.stop()
     assert storage.rows == ["tweet of ada"]
+
+
+async def test_backends_that_appear_later(virtual, storage):
+    """What was accepted before is served first, within seconds and without another request."""
+    manager = Manager(no_tweets, names=[])
+    scheduler = virtual.scheduler(manager, storage)
+    await scheduler.start()
+    for target in users(3):
+        await scheduler.schedule_request(target)
+    await virtual.clock.run_for(60)
+    manager.names = ["nitter"]
+    await virtual.clock.run_for(6)
+    assert manager.asked == ["user 0", "user 1", "user 2"]
+    await until_processed(scheduler, 3)
+    await scheduler.stop()
+
+
+async def test_the_next_request_finds_backends_at_once(virtual, storage):
+    manager = Manager(no_tweets, names=[])
+    scheduler = virtual.scheduler(manager, storage)
+    await scheduler.start()
+    for target in users(2):
+        await scheduler.schedule_request(target)
+    manager.names = ["nitter"]
+    await scheduler.schedule_request(user("later"))
+    await virtual.clock.run_for(1)
+    assert manager.asked == ["user 0", "user 1", "later"]
+    await scheduler.stop()
+
+
+async def test_a_manager_that_raises_meanwhile_is_asked_again(virtual, storage):
+    manager = mock_manager(names=[])
+    scheduler = virtual.scheduler(manager, storage)
+    await scheduler.start()
+    await scheduler.schedule_request(user())
+    manager.get_available_backends.side_effect = OSError("no network")
+    await virtual.clock.run_for(20)
+    manager.get_available_backends = lambda: ["nitter"]
+    await virtual.clock.run_for(6)
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+
+
+@pytest.mark.parametrize("option", ["requests_per_minute", "requests_per_hour", "concurrent_requests"])
+@pytest.mark.parametrize("most", [0, -1, 1.5, True])
+def test_a_limit_that_is_none(dropin, storage, option, most):
+    quotas = plenty(dropin, "snscrape")
+    setattr(quotas["snscrape"], option, most)
+    with pytest.raises(ConfigError, match=f"{option}={most}.*'snscrape'"):
+        dropin.RateLimitScheduler(Manager(), storage, quotas)

@@ -14,6 +14,7 @@ from tidegate import (
     RequestCancelledError,
     Retry,
 )
+from tidegate._quota import count_of
 from tidegate.dropin._clock import now_by
 from tidegate.dropin._queue import RequestPriority
 from tidegate.dropin._quota import HOUR, MINUTE, UNKNOWN_RESPONSE, BackendQuota
@@ -24,6 +25,8 @@ USUAL_QUOTAS = {"snscrape": (100, 3000, 10), "nitter": (30, 1000, 5)}
 OTHER_QUOTA = (20, 500, 3)
 # Attempts are quick to follow one another: who tests with a manager that fails waits for them.
 RETRY = Retry(attempts=4, base=0.02, cap=1.0, budget=1.0)
+# What a quota limits.
+LIMITS = ("requests_per_minute", "requests_per_hour", "concurrent_requests")
 # The queue's `max_size` is what bounds it.
 CAPACITY = 2**32 - 1
 # Seconds after which an attempt is given up.
@@ -139,12 +142,16 @@ class Engine:
             quota.active_requests = 0
         self._rest()
 
-    def submit(self, job: Job, priority: RequestPriority, prefer: str | None) -> "tidegate.Ticket | None":
-        """Have a job served; its reply's value is the backend's result. None when there is no backend at all."""
+    def has_backends(self) -> bool:
+        """Whether there is any; looks anew when there was none."""
         if not self._declared:
             self.look_for_backends()
-            if not self._declared:
-                return None
+        return bool(self._declared)
+
+    def submit(self, job: Job, priority: RequestPriority, prefer: str | None) -> "tidegate.Ticket | None":
+        """Have a job served; its reply's value is the backend's result. None when there is no backend at all."""
+        if not self.has_backends():
+            return None
         options: dict[str, Any] = {}
         if priority is not RequestPriority.NORMAL:
             options["priority"] = PRIORITIES[priority]
@@ -176,6 +183,8 @@ class Engine:
             limits = (quota.requests_per_minute, quota.requests_per_hour, quota.concurrent_requests)
             if self._declared.get(name) == limits:
                 continue
+            for option, most in zip(LIMITS, limits, strict=True):
+                count_of(option, most, f" for {name!r}, or leave out a backend that is not to be used")
             per_minute, per_hour, concurrency = limits
             # Their kinds are named: a backend that says it is unavailable is no reason to think that it counts otherwise.
             declared = tidegate.BackendQuota(

@@ -11,7 +11,7 @@ from typing import Any
 from tidegate import ConfigError, RequestCancelledError
 from tidegate._quota import count_of
 from tidegate.dropin._balancer import LoadBalancer
-from tidegate.dropin._engine import Engine
+from tidegate.dropin._engine import AVAILABLE_IN, Engine
 from tidegate.dropin._queue import Entry, RequestPriority, RequestQueue, ScheduledRequest
 from tidegate.dropin._quota import BackendQuota
 from tidegate.testing import ManualClock
@@ -101,6 +101,8 @@ class RateLimitScheduler:
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         # What the engine has, and what it is done with and a worker is not.
         self._live: set[Entry] = set()
+        # While the manager names no backend at all.
+        self._search: asyncio.Task[None] | None = None
         # None for each worker that is to end.
         self._ended: asyncio.Queue[Entry | None] = asyncio.Queue()
 
@@ -189,6 +191,7 @@ class RateLimitScheduler:
             self._give_up_loop()
             return
         self._running = False
+        self._give_up_search()
         self.request_queue._detach()  # noqa: SLF001
         for entry in list(self._live):
             if entry.ticket is not None:
@@ -219,13 +222,34 @@ class RateLimitScheduler:
         return self._engine
 
     def _submit(self, entry: Entry) -> None:
-        """Hand a request to the engine. Without any backend it waits for the next start."""
+        """Hand a request to the engine. Without any backend it waits for one, or for the next start."""
+        if entry in self._live:
+            return
+        if self._search is not None:
+            if self._engine.has_backends():
+                self._give_up_search()
+                self.request_queue._attach(self._submit, self._engine.now)  # noqa: SLF001
+            return
         request = entry.request
         entry.retries = request.retry_count
         ticket = self._engine.submit(entry, request.priority, request.backend_preference)
-        if ticket is not None:
-            self._live.add(entry)
-            entry.follow(ticket, self._end)
+        if ticket is None:
+            self._search = asyncio.get_running_loop().create_task(self._find_backends(), name="tidegate-dropin-search")
+            return
+        self._live.add(entry)
+        entry.follow(ticket, self._end)
+
+    async def _find_backends(self) -> None:
+        """Ask the manager until it names a backend; then what waits goes there."""
+        is_found = False
+        while not is_found:
+            await (asyncio.sleep(AVAILABLE_IN) if self._clock is None else self._clock.sleep(AVAILABLE_IN))
+            try:
+                is_found = self._engine.has_backends()
+            except Exception:
+                logger.exception("the manager names no backend; it is asked again in %g s", AVAILABLE_IN)
+        self._search = None
+        self.request_queue._attach(self._submit, self._engine.now)  # noqa: SLF001
 
     def _end(self, entry: Entry) -> None:
         """The engine is done with a request."""
@@ -319,10 +343,16 @@ class RateLimitScheduler:
 
     def _give_up_loop(self) -> None:
         """Its loop ended without a stop: what had not ended waits again. What its limits remember went with it."""
+        self._search = None
         self.request_queue._detach()  # noqa: SLF001
         self._take_back()
         self._engine.abandon()
         self._rest()
+
+    def _give_up_search(self) -> None:
+        if self._search is not None:
+            self._search.cancel()
+            self._search = None
 
     def _take_back(self) -> None:
         """What was not settled, since who should have was cancelled, waits for the next start."""
