@@ -473,3 +473,27 @@ def test_many_served_by_a_loop_that_ended_without_a_stop(dropin):
     asyncio.run(begin())
     asyncio.run(go_on())
     assert len(scheduler.quotas["snscrape"].minute_requests) == 20_000
+
+
+async def test_a_quota_taken_out_and_put_back_between_starts(dropin):
+    """What it was sent in the last minute still counts."""
+    quotas = {"snscrape": dropin.BackendQuota("snscrape", 3, 100, 5), "nitter": dropin.BackendQuota("nitter", 1, 100, 5)}
+    manager = Manager(no_tweets)
+    scheduler = dropin.RateLimitScheduler(manager, InsertBatch(), quotas)
+    for target in users(10):
+        await scheduler.schedule_request(target)
+
+    async def serve():
+        await scheduler.start()
+        await asyncio.sleep(0.1)
+        await scheduler.stop()
+        return len(manager.asked)
+
+    snscrape = quotas.pop("snscrape")
+    assert await serve() == 1
+    quotas["snscrape"] = snscrape
+    assert await serve() == 4
+    del quotas["snscrape"]
+    assert await serve() == 4
+    quotas["snscrape"] = snscrape
+    assert await serve() == 4

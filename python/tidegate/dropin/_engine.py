@@ -105,13 +105,18 @@ class Engine:
         # What the manager has used by itself and what is not charged yet.
         self._debts: set[Debt] = set()
         self._owed: list[str] = []
+        self._unknown: set[str] = set()  # backends of whose last minute the scheduler knows nothing
         self._results = asyncio.Event()
         self.look_for_backends()
 
     async def start(self) -> None:
         """Begin to serve, on the running loop."""
-        self.look_for_backends()
         await self._scheduler.__aenter__()
+        try:
+            self.look_for_backends()
+        except BaseException:
+            await self._scheduler._leave()  # noqa: SLF001 - it is entered again
+            raise
         self._is_running = True
         self._results = asyncio.Event()
         self.take_results(True)
@@ -121,6 +126,7 @@ class Engine:
         for name in owed:
             if name in self._declared:
                 self._charge(name)
+        self._charge_the_last_minute()
 
     async def stop(self) -> None:
         """Serve no more. Its owner has cancelled all that is pending; what the limits remember stays."""
@@ -137,7 +143,7 @@ class Engine:
         """The loop that it ran on ended without a stop: what the limits remember goes with it, its minute is charged anew."""
         self._is_running = False
         self._scheduler, self._declared, self._debts = self._new_scheduler(), {}, set()
-        self._owed = [name for name, quota in self._quotas.items() for _ in range(quota._last_minute())]  # noqa: SLF001
+        self._owed.clear()
         for quota in self._quotas.values():
             quota.active_requests = 0
         self._rest()
@@ -194,7 +200,10 @@ class Engine:
                 self._scheduler.set_quota(name, declared)
             else:
                 self._scheduler.add_backend(tidegate.Backend(name, self._attempt, declared, timeout=TIMEOUT))
+                self._unknown.add(name)
             self._declared[name] = limits
+        if self._is_running:
+            self._charge_the_last_minute()
 
     def _new_scheduler(self) -> tidegate.RateLimitScheduler:
         return tidegate.RateLimitScheduler(capacity=CAPACITY, retry=RETRY, clock=self._clock)
@@ -263,6 +272,13 @@ class Engine:
         served.record_request_start()
         self._charge(served.backend_name)
         return served
+
+    def _charge_the_last_minute(self) -> None:
+        """What a backend was sent before the scheduler had it, as its quota has it."""
+        unknown, self._unknown = self._unknown, set()
+        for name in unknown & self._declared.keys():
+            for _ in range(self._quotas[name]._last_minute()):  # noqa: SLF001 - the quota's other half
+                self._charge(name)
 
     def _charge(self, name: str) -> None:
         self._debts.add(Debt(name, self._scheduler.submit_nowait(DEBT, backends=name, priority=Priority.CRITICAL), self._debts))
