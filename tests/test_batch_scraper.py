@@ -121,13 +121,14 @@ async def test_what_a_backend_raises_is_raised():
     backend = OneBackend("snscrape")
 
     async def fail(name, max_tweets=100):
-        raise ConnectionResetError("by peer")
+        raise ConnectionResetError("by peer") from TimeoutError("no answer")
 
     backend.scrape_user_tweets = fail
     scraper, _ = scraper_of(backend)
     async with scheduled(scraper):
-        with pytest.raises(ConnectionResetError, match="by peer"):
+        with pytest.raises(ConnectionResetError, match="by peer") as caught:
             await scraper.backend_manager.scrape_user_tweets("ada")
+    assert isinstance(caught.value.__cause__, TimeoutError), "its own cause"
 
 
 async def test_the_rest_of_the_manager_is_there():

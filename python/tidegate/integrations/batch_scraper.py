@@ -163,18 +163,17 @@ class _ScheduledManager:
             raise ConfigError(msg, option="quotas", value=None)
         self._pending.add(ticket)
         try:
-            reply = await ticket
+            return (await ticket).value
         except asyncio.CancelledError:
             ticket.cancel()
             raise
         except RequestFailedError as error:
             raised = _last_of(error)
-            if isinstance(raised, ResultError):
-                return raised.result  # its `success` says it, as the scraper is used to
-            raise raised from error
         finally:
             self._pending.discard(ticket)
-        return reply.value
+        if isinstance(raised, ResultError):
+            return raised.result  # its `success` says it, as the scraper is used to
+        raise raised  # with the cause that it has
 
 
 def _last_of(error: RequestFailedError) -> BaseException:
