@@ -206,7 +206,9 @@ class Engine:
             self._charge_the_last_minute()
 
     def _new_scheduler(self) -> tidegate.RateLimitScheduler:
-        return tidegate.RateLimitScheduler(capacity=CAPACITY, retry=RETRY, clock=self._clock)
+        # A request that fails again and again ends after `max_retries`, as callers count on, also when its backend is down.
+        health = tidegate.HealthMonitor(enabled=False)
+        return tidegate.RateLimitScheduler(capacity=CAPACITY, retry=RETRY, health=health, clock=self._clock)
 
     def _rest(self) -> None:
         for quota in self._quotas.values():
