@@ -142,18 +142,20 @@ impl Engine {
             return Some(only);
         }
         let avoid = self.requests.history(slot).and_then(|history| history.avoid).map(|avoid| avoid.backend);
-        let candidates = self.found.iter().map(|&(id, _)| {
+        let candidates = self.found.iter().map(|&(id, account)| {
             let backend = &self.backends[usize::from(id)];
             Candidate {
-                backend: id,
                 in_flight: backend.in_flight,
                 weight: backend.weight,
+                price: backend.price,
+                latency: &backend.latency,
+                health: &self.wards[self.ward_of(id, account)].health,
                 failed: avoid == Some(id),
                 preferred: preferred == Some(id),
+                rank: backend.rank,
             }
         });
-        let chosen = route::choose(candidates)?;
-        self.found.iter().find(|(id, _)| *id == chosen).copied()
+        route::choose(&*self.strategy, now, candidates).map(|index| self.found[index])
     }
 
     /// The open account of a backend with the least load that admits the head in `slot`, rather not the one where its last attempt

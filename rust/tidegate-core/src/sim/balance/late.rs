@@ -71,7 +71,7 @@ impl Client for Late {
             Reply::Served => (Outcome::Ok, 200, None),
             Reply::Rejected(wait) => (Outcome::Limited, 429, wait),
         };
-        let answer = Answer { status: Some(status), retry_after };
+        let answer = Answer { status: Some(status), retry_after, is_local: false };
         self.engine.finish(now, LeaseId::from_bits(message.tag), outcome, answer, false);
     }
 
