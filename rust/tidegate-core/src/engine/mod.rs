@@ -20,6 +20,7 @@ mod crew;
 mod dispatch;
 mod eligibility;
 mod event;
+mod fit;
 #[cfg(test)]
 mod growth;
 mod join;
@@ -186,6 +187,8 @@ pub struct Engine {
     /// Backends on their accounts; those of one backend follow each other.
     wards: Vec<Ward>,
     strategy: Box<dyn Strategy>,
+    /// As its strategy has it.
+    minds_deadlines: bool,
     monitor: Monitor,
     own_fault: OwnFault,
     scopes: Scopes,
@@ -234,6 +237,7 @@ impl Engine {
             accounts: Vec::new(),
             wards: Vec::new(),
             strategy: Box::new(LeastInFlight),
+            minds_deadlines: false,
             monitor: Monitor { enabled: false, ..Monitor::default() },
             own_fault: OwnFault::default(),
             scopes: Scopes::default(),
@@ -299,6 +303,7 @@ impl Engine {
 
     /// How a backend is chosen when several are ready, from now on. A fresh engine has [`LeastInFlight`].
     pub fn balance(&mut self, strategy: Box<dyn Strategy>) {
+        self.minds_deadlines = strategy.minds_deadlines();
         self.strategy = strategy;
     }
 
