@@ -350,7 +350,7 @@ def test_server_dies_for_good(configure, server, tmp_path):
     file = configure(
         path="slow",
         backend='quota = "50/s"',
-        rest=f"[run]\nretry = {{ attempts = 2, base = '10ms' }}\n{OUTPUT}",
+        rest=f"[run]\nhealth = false\nretry = {{ attempts = 2, base = '10ms' }}\n{OUTPUT}",
         targets=many(12),
     )
     run = start("run", file, "--json")

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from tidegate import Aging, Backend, BackendQuota, ConfigError, Fair, Order, RateLimitScheduler, Request, Retry
+from tidegate import Aging, Backend, BackendQuota, ConfigError, Fair, HealthMonitor, Order, RateLimitScheduler, Request, Retry
 from tidegate._cli.lines import Path as Place
 from tidegate._cli.lines import lines_of
 from tidegate._cli.problems import BadFileError, Problem, nearest, quoted
@@ -96,6 +96,7 @@ class RunTable(msgspec.Struct, frozen=True, kw_only=True):
     timeout: Seconds | None = None
     priority: Urgency = Urgency(128)
     order: Literal["strict", "edf", "aging", "fair"] = "strict"
+    health: bool = True
     step: Seconds | None = None
     weights: dict[str, float] | None = None
     retry: dict[str, Any] = {}
@@ -239,7 +240,8 @@ class _Reading:
             assert order is not None
             assert retry is not None
             try:
-                scheduler = RateLimitScheduler(backends, order=order, retry=retry)
+                health = HealthMonitor(enabled=run.health)
+                scheduler = RateLimitScheduler(backends, order=order, retry=retry, health=health)
             except ConfigError as error:  # between backends, such as a group with two quotas
                 self._wrong(("backend",), "[[backend]]", "", str(error))
             else:
