@@ -25,6 +25,7 @@ from tidegate import (
     Ledger,
     Limit,
     Limiter,
+    LoadBalancer,
     Outcome,
     Priority,
     QueueFullError,
