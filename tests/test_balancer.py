@@ -110,6 +110,18 @@ async def test_one_that_is_added_later_has_its_place_and_its_price():
         assert await one_by_one(scheduler, clock, 3) == ["late"] * 3
 
 
+async def test_a_scarce_one_is_kept_for_those_who_can_go_nowhere_else():
+    clock = ManualClock()
+    backends = [Backend("scarce", answering(clock, 0.1), "6/min"), Backend("slow", answering(clock, 1.0))]
+    async with RateLimitScheduler(backends, clock=clock) as scheduler:
+        assert await one_by_one(scheduler, clock, 4) == ["scarce", "slow", "scarce", "scarce"]
+        await clock.advance(120)
+        assert await one_by_one(scheduler, clock, 2, backends=["scarce"]) == ["scarce"] * 2
+        assert await one_by_one(scheduler, clock, 4) == ["slow"] * 4
+        assert await spread(scheduler, clock, 4, backends=["scarce"]) == {"scarce": 4}
+        assert clock.time() < 140  # they did not wait for a window to pass
+
+
 async def test_who_fails_is_avoided_and_tried_again_later():
     clock = ManualClock()
     failing = True

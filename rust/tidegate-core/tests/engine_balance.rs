@@ -69,6 +69,36 @@ fn a_price_and_the_order_of_preference() {
     assert_eq!(engine.take(at(SECOND)).unwrap().backend, ids[0]);
 }
 
+/// A limit that some can go nowhere else with is left to them, as far as they ask for it.
+#[test]
+fn what_is_scarce_is_kept_for_those_who_need_it() {
+    let few = Limit::window(6, Span::from_secs(60)).unwrap();
+    for (needed, expected) in [(false, [1, 0, 1, 0]), (true, [0, 0, 0, 0])] {
+        let mut engine = engine_in_order(Order::Strict, retry(3, Span::ZERO));
+        engine.balance(Box::new(Adaptive));
+        let ids = [engine.add_backend(at(0), &spec(&[], None)), engine.add_backend(at(0), &spec(&[few], None))];
+        let any = engine.class(at(0), &ids, 1).unwrap();
+        answers_after(&mut engine, ids[0], SECOND);
+        answers_after(&mut engine, ids[1], SECOND - 1);
+        // By now what those two asked for is forgotten.
+        let now = at(200 * SECOND);
+        if needed {
+            let only = engine.class(now, &ids[1..], 1).unwrap();
+            for _ in 0..2 {
+                submit(&mut engine, now, &plain(only));
+                assert_eq!(engine.take(now).unwrap().backend, ids[1]);
+            }
+        }
+        let four: Vec<u16> = (0..4)
+            .map(|_| {
+                submit(&mut engine, now, &plain(any));
+                engine.take(now).unwrap().backend.0
+            })
+            .collect();
+        assert_eq!(four, expected);
+    }
+}
+
 /// The slow one alone has room: it takes the first that it answers in time, and the head waits for the quick one.
 #[test]
 fn what_a_slow_one_would_answer_late_is_left_to_a_quick_one() {
