@@ -22,7 +22,8 @@ examples=${CARGO_TARGET_DIR:-target}/release/examples
 engine=$examples/instructions
 
 printf '%-44s %s\n' 'engine alone' 'instructions a request'
-for load in submit submit-timeout cycle cycle-timeout cycle-held cycle-two-limits cycle-three-backends cycle-dead; do
+for load in submit submit-timeout cycle cycle-timeout cycle-held cycle-two-limits cycle-three-backends cycle-dead \
+	cycle-adaptive cycle-adaptive-timeout cycle-three-adaptive cycle-three-adaptive-timeout; do
 	printf '  %-42s %6d\n' "$load" "$(each "$engine" $load @)"
 done
 

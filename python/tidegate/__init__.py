@@ -8,6 +8,7 @@ You say what each backend allows and what to collect::
 """
 
 from tidegate._backend import Backend
+from tidegate._balancer import LoadBalancer
 from tidegate._bound import bound
 from tidegate._collector import CollectorStatistics, ContinuousCollector, Distribution, Sink
 from tidegate._core import Reply, Request, Ticket
@@ -68,6 +69,7 @@ __all__ = [
     "Ledger",
     "Limit",
     "Limiter",
+    "LoadBalancer",
     "Order",
     "Outcome",
     "Priority",

@@ -9,6 +9,7 @@ from itertools import cycle
 
 from tidegate import _core
 from tidegate._backend import Backend
+from tidegate._balancer import LoadBalancer
 from tidegate._errors import ConfigError
 from tidegate._health import Health
 from tidegate._quota import BackendQuota, Limit
@@ -32,11 +33,12 @@ class _Entry:
 class Backends:
     """All of them, by name; those that were removed as long as something runs on them."""
 
-    def __init__(self, core: _core.Core, backends: Iterable[Backend]) -> None:
+    def __init__(self, core: _core.Core, backends: Iterable[Backend], balancer: LoadBalancer) -> None:
         if not isinstance(backends, Iterable):
             msg = f"backends={backends!r}: give an iterable of Backend(name, handler, quota)"
             raise ConfigError(msg, option="backends", value=backends)
         self._core = core
+        self._balancer = balancer
         self._entries: dict[str, _Entry] = {}
         self._scopes: frozenset[str] = frozenset()
         self._runners: dict[str, Runner] = {}
@@ -90,7 +92,8 @@ class Backends:
             entry.opening = asyncio.get_running_loop().create_task(backend.aopen())
             runner = _after(entry.opening, runner)
         entry.is_open = self._is_open
-        self._core.add_backend(backend, runner)
+        name = backend.name
+        self._core.add_backend(backend, runner, self._balancer.rank(name), self._balancer.price(name))
         self._runners[backend.name] = runner
         self._entries[backend.name] = entry
         self._note_scopes(backend.quota)

@@ -16,6 +16,7 @@ from weakref import ref
 from tidegate import _core
 from tidegate._backend import Backend
 from tidegate._backends import Backends
+from tidegate._balancer import LoadBalancer
 from tidegate._blocking_slot import BlockingSlot
 from tidegate._clock import ManualClock
 from tidegate._driver import Driver
@@ -112,6 +113,7 @@ class RateLimitScheduler:
         retry: How failed attempts are retried.
         isolation: `"worker"`: handlers run in a pool of long-lived tasks and see the scheduler's context. `"task"`: each
             attempt has a task of its own and sees the context of who submitted it; costs about 2 µs more.
+        balancer: How a backend is chosen when several have room; by default as `LoadBalancer()` says.
         health: Whether and how a backend that fails is held back; by default as `HealthMonitor()` says.
         clock: A `tidegate.testing.ManualClock` for virtual time; None for real time.
         seed: Of the random back-offs; None for a different one each time.
@@ -139,6 +141,7 @@ class RateLimitScheduler:
         capacity: int = 1_000_000,
         retry: Retry = Retry(),  # noqa: B008 - frozen
         isolation: Literal["worker", "task"] = "worker",
+        balancer: LoadBalancer | None = None,
         health: HealthMonitor | None = None,
         clock: ManualClock | None = None,
         seed: int | None = None,
@@ -152,6 +155,9 @@ class RateLimitScheduler:
         if clock is not None and not isinstance(clock, ManualClock):
             msg = f"clock={clock!r}: give a tidegate.testing.ManualClock, or None for real time"
             raise ConfigError(msg, option="clock", value=clock)
+        if balancer is not None and not isinstance(balancer, LoadBalancer):
+            msg = f"balancer={balancer!r}: give a LoadBalancer, or None for the usual one"
+            raise ConfigError(msg, option="balancer", value=balancer)
         if health is not None and not isinstance(health, HealthMonitor):
             msg = f"health={health!r}: give a HealthMonitor, or None for the usual one"
             raise ConfigError(msg, option="health", value=health)
@@ -166,7 +172,10 @@ class RateLimitScheduler:
         health = health or HealthMonitor()
         if health.enabled:
             self._core.watch_health(health.pause, health.longest_pause, health.longest_sole_pause, health.ramp)
-        self._backends = Backends(self._core, backends)
+        balancer = balancer or LoadBalancer()
+        if balancer.strategy == "adaptive":
+            self._core.adapt()
+        self._backends = Backends(self._core, backends, balancer)
         self._driver: Driver | None = None
         self._closed = False
         self._terms: dict[tuple[object, ...] | None, _core.Terms] = {}

@@ -25,6 +25,7 @@ from tidegate import (
     Ledger,
     Limit,
     Limiter,
+    LoadBalancer,
     Outcome,
     Priority,
     QueueFullError,
@@ -130,6 +131,8 @@ def wrong() -> None:
     Limit("10", 1)  # type: ignore[arg-type]
     Limit(10, 1, kind="windw")  # type: ignore[arg-type]
     RateLimitScheduler(backends(), isolation="thread")  # type: ignore[arg-type]
+    RateLimitScheduler(backends(), balancer="adaptive")  # type: ignore[arg-type]
+    LoadBalancer("fastest")  # type: ignore[arg-type]
     Limit(10, 1).amount = 20  # type: ignore[misc]
 
 
@@ -273,7 +276,10 @@ async def main(seed: int) -> None:
 async def over_http() -> None:
     async with aiohttp.ClientSession() as client:
         api = HttpBackend("api", "https://example.org/{target}", "10/s", client=client, headers={"Accept": "application/json"})
-        async with RateLimitScheduler([api]) as scheduler:
+        balancer = LoadBalancer("adaptive", prices={"paid": 2}, order=["api"])
+        assert_type(balancer.price("api"), float)
+        assert_type(balancer.rank("api"), int)
+        async with RateLimitScheduler([api], balancer=balancer) as scheduler:
             await scheduler.fetch("users")
 
 

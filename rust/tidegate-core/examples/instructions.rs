@@ -11,6 +11,7 @@ use tidegate_core::engine::{
 use tidegate_core::limit::Limit;
 use tidegate_core::queue::Order;
 use tidegate_core::retry::Retry;
+use tidegate_core::route::Adaptive;
 use tidegate_core::time::{Instant, Span};
 
 /// Attempts at once.
@@ -49,6 +50,11 @@ impl Load {
         let ids: Vec<BackendId> = (0..backends).map(|_| engine.add_backend(Instant::ORIGIN, &spec)).collect();
         let class = engine.class(now, &ids, 1).expect("the backends admit a cost of 1");
         Load { engine, class, now }
+    }
+
+    fn adaptive(mut self) -> Load {
+        self.engine.balance(Box::new(Adaptive));
+        self
     }
 
     fn submit(&mut self, timeout: Option<Span>, held: bool) {
@@ -106,6 +112,10 @@ fn run(operation: &str, count: u32) -> Option<()> {
         "cycle-held" => (Load::new(1, 1), None, true, Outcome::Ok),
         "cycle-two-limits" => (Load::new(1, 2), None, false, Outcome::Ok),
         "cycle-three-backends" => (Load::new(3, 1), None, false, Outcome::Ok),
+        "cycle-adaptive" => (Load::new(1, 1).adaptive(), None, false, Outcome::Ok),
+        "cycle-adaptive-timeout" => (Load::new(1, 1).adaptive(), minute, false, Outcome::Ok),
+        "cycle-three-adaptive" => (Load::new(3, 1).adaptive(), None, false, Outcome::Ok),
+        "cycle-three-adaptive-timeout" => (Load::new(3, 1).adaptive(), minute, false, Outcome::Ok),
         "cycle-dead" => (Load::new(1, 1), None, false, Outcome::Neutral),
         _ => return None,
     };

@@ -15,6 +15,8 @@ pub struct Candidate<'a> {
     pub weight: f64,
     /// What a request there costs on top, in seconds: so much longer an answer may take elsewhere.
     pub price: f64,
+    /// How much longer others may have to wait that have fewer backends to go to, in seconds.
+    pub scarcity: f64,
     /// From sending to headers.
     pub latency: &'a Latency,
     /// How it does on the account that would be used.
@@ -33,13 +35,9 @@ pub trait Strategy: fmt::Debug + Send + Sync {
     /// What it costs to send a request there; the least is chosen. `quickest` is the shortest latency known of the candidates, in seconds.
     fn cost(&self, now: Instant, candidate: &Candidate<'_>, quickest: f64) -> f64;
 
-    /// Whether a request leaves alone the backends that would answer after its deadline.
-    fn minds_deadlines(&self) -> bool {
-        false
-    }
-
-    /// Whether `cost` looks at `quickest`.
-    fn compares_latencies(&self) -> bool {
+    /// Whether it goes by what backends have done and what is asked of them. If not, `quickest` and [`Candidate::scarcity`] are not worked
+    /// out, and no request leaves a backend alone that would answer after its deadline.
+    fn learns(&self) -> bool {
         false
     }
 }
@@ -56,7 +54,7 @@ impl Strategy for LeastInFlight {
 }
 
 /// The least seconds until an answer is expected: the latency of late times requests by weight, the likelihood of a failure times what
-/// trying again takes, and the price. A backend of which nothing is known is tried as soon as nothing runs on it.
+/// trying again takes, the price, and what others may lose. A backend of which nothing is known is tried as soon as nothing runs on it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Adaptive;
 
@@ -71,14 +69,10 @@ impl Strategy for Adaptive {
             None => quickest,
         };
         let answer = latency * (f64::from(candidate.in_flight) + 1.0) / candidate.weight;
-        answer + candidate.health.risk(now) * (RETRY + latency) + candidate.price
+        answer + candidate.health.risk(now) * (RETRY + latency) + candidate.price + candidate.scarcity
     }
 
-    fn minds_deadlines(&self) -> bool {
-        true
-    }
-
-    fn compares_latencies(&self) -> bool {
+    fn learns(&self) -> bool {
         true
     }
 }
@@ -93,7 +87,7 @@ pub fn choose<'a>(
     now: Instant,
     candidates: impl Iterator<Item = Candidate<'a>> + Clone,
 ) -> Option<usize> {
-    let quickest = if strategy.compares_latencies() {
+    let quickest = if strategy.learns() {
         candidates.clone().filter_map(|one| one.latency.read(now)).reduce(f64::min).unwrap_or(UNKNOWN)
     } else {
         UNKNOWN
@@ -122,7 +116,7 @@ mod tests {
     }
 
     fn candidate((latency, health): &Past, in_flight: u32) -> Candidate<'_> {
-        Candidate { in_flight, weight: 1.0, price: 0.0, latency, health, failed: false, preferred: false, rank: 0 }
+        Candidate { in_flight, weight: 1.0, price: 0.0, scarcity: 0.0, latency, health, failed: false, preferred: false, rank: 0 }
     }
 
     fn pick(strategy: &dyn Strategy, list: &[Candidate<'_>]) -> Option<usize> {

@@ -20,6 +20,7 @@ use tidegate_core::limit::{Eligible, Usage};
 use tidegate_core::queue::Order;
 use tidegate_core::queue::ingress::{self, Producer, Room};
 use tidegate_core::retry::Retry;
+use tidegate_core::route::Adaptive;
 use tidegate_core::time::{Instant, Span};
 
 use crate::clock::{Clock, ManualClock};
@@ -382,9 +383,15 @@ impl Core {
         Ok(())
     }
 
-    /// Adds a `tidegate.Backend`, whose attempts `runner` runs.
-    #[pyo3(signature = (backend, runner, /))]
-    fn add_backend(&self, py: Python<'_>, backend: BackendOptions, runner: Py<PyAny>) -> PyResult<()> {
+    /// Has backends chosen by how long they take and how often they fail, and by what a request costs there; not by load alone.
+    fn adapt(&self) -> PyResult<()> {
+        self.lock()?.engine.balance(Box::new(Adaptive));
+        Ok(())
+    }
+
+    /// Adds a `tidegate.Backend`, whose attempts `runner` runs, with its place in the order of preference and its price in seconds.
+    #[pyo3(signature = (backend, runner, rank=0, price=0.0, /))]
+    fn add_backend(&self, py: Python<'_>, backend: BackendOptions, runner: Py<PyAny>, rank: u16, price: f64) -> PyResult<()> {
         let BackendOptions { name, quota, timeout, accounts, weight, cold_start } = backend;
         let cold_start = if cold_start == "assume_full" { ColdStart::AssumeFull } else { ColdStart::AssumeEmpty };
         let (limits, scoped) = quota.declared(py, &self.clock)?;
@@ -398,6 +405,7 @@ impl Core {
             let spec =
                 BackendSpec { limits, scoped, concurrency, spends, timeout: timeout.and_then(convert::span), weight, cold_start };
             let id = state.engine.add_backend(now, &spec);
+            state.engine.set_standing(id, rank, price);
             state.backends.push(Backend { name, runner, is_here: true, accounts });
             if let Some(group) = group {
                 state.groups.entry(group).or_insert(id);

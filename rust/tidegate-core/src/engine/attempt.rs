@@ -222,7 +222,7 @@ impl Engine {
         }
         self.completed(now, now, index);
         let rejected = self.leases.get(index).rejected;
-        if self.monitor.enabled && request.is_some() {
+        if request.is_some() {
             self.judge_end(now, index, outcome, answer, unsent);
         }
         self.leases.remove_timed(&mut self.backends[usize::from(id)].timed, index);
@@ -332,7 +332,7 @@ impl Engine {
         };
         match outcome {
             Outcome::Failed if sign != Sign::Nothing => self.penalise(now, id, answer.retry_after),
-            Outcome::Limited => self.penalise(now, id, answer.retry_after),
+            _ if sign == Sign::Rejects => self.penalise(now, id, answer.retry_after),
             _ => {}
         }
         self.judge(now, index, sign);

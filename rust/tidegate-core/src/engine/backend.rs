@@ -6,6 +6,7 @@ use super::BackendId;
 use super::account::Accounts;
 use super::eligibility::Presence;
 use super::lease::Timed;
+use super::scarcity::Asked;
 use super::scope::ScopedLimits;
 use crate::latency::Latency;
 use crate::limit::{Eligible, Limit};
@@ -187,6 +188,8 @@ pub(super) struct BackendSet {
     pub(super) classes: u32,
     /// When something last began to wait for it, or had waited.
     pub(super) used_at: Instant,
+    /// What requests for it cost, of late.
+    pub(super) asked: Asked,
     open: u32,
     /// Blocked by a limit. The others are at their concurrency cap.
     limited: u32,
@@ -204,6 +207,7 @@ impl BackendSet {
             backends,
             classes: 0,
             used_at: now,
+            asked: Asked::default(),
             open,
             limited: 0,
             changed_at: now,

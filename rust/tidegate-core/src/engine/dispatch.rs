@@ -121,7 +121,7 @@ impl Engine {
         let place = match *self.sets[set as usize].backends {
             [only] => {
                 let account = self.open_account(now, only, class, slot);
-                let is_late = |_: &u32| self.minds_deadlines && deadline < Instant::FAR && !self.is_in_time(now, only, deadline);
+                let is_late = |_: &u32| self.learns && deadline < Instant::FAR && !self.is_in_time(now, only, deadline);
                 match account.filter(is_late) {
                     None => account.map(|account| (slot, (only, account))),
                     Some(account) => Some((self.fitting(now, class, only).unwrap_or(slot), (only, account))),
@@ -146,7 +146,7 @@ impl Engine {
                 self.found.push((id, account));
             }
         }
-        if self.minds_deadlines && self.requests.get(slot).deadline < Instant::FAR && !self.found.is_empty() {
+        if self.learns && self.requests.get(slot).deadline < Instant::FAR && !self.found.is_empty() {
             slot = self.fit_found(now, class, slot);
         }
         if let [only] = *self.found {
@@ -159,6 +159,7 @@ impl Engine {
                 in_flight: backend.in_flight,
                 weight: backend.weight,
                 price: backend.price,
+                scarcity: if self.learns && self.sets.len() > 1 { self.scarcity(now, id, account, set) } else { 0.0 },
                 latency: &backend.latency,
                 health: &self.wards[self.ward_of(id, account)].health,
                 failed: avoid == Some(id),
@@ -305,7 +306,11 @@ impl Engine {
         let class = self.requests.get(slot).class;
         let mark = self.mark(now, class);
         let waiting = &mut self.classes[class as usize];
-        self.sets[waiting.set as usize].used_at = now;
+        let set = &mut self.sets[waiting.set as usize];
+        set.used_at = now;
+        if self.learns && !back {
+            set.asked.add(now, waiting.cost);
+        }
         let entry = self.requests.get_mut(slot);
         entry.mark = mark;
         entry.state = State::Queued;

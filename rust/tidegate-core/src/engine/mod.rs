@@ -26,6 +26,7 @@ mod growth;
 mod join;
 mod lease;
 mod request;
+mod scarcity;
 mod scope;
 mod share;
 mod status;
@@ -188,7 +189,7 @@ pub struct Engine {
     wards: Vec<Ward>,
     strategy: Box<dyn Strategy>,
     /// As its strategy has it.
-    minds_deadlines: bool,
+    learns: bool,
     monitor: Monitor,
     own_fault: OwnFault,
     scopes: Scopes,
@@ -237,7 +238,7 @@ impl Engine {
             accounts: Vec::new(),
             wards: Vec::new(),
             strategy: Box::new(LeastInFlight),
-            minds_deadlines: false,
+            learns: false,
             monitor: Monitor { enabled: false, ..Monitor::default() },
             own_fault: OwnFault::default(),
             scopes: Scopes::default(),
@@ -303,7 +304,7 @@ impl Engine {
 
     /// How a backend is chosen when several are ready, from now on. A fresh engine has [`LeastInFlight`].
     pub fn balance(&mut self, strategy: Box<dyn Strategy>) {
-        self.minds_deadlines = strategy.minds_deadlines();
+        self.learns = strategy.learns();
         self.strategy = strategy;
     }
 
