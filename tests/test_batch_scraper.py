@@ -121,13 +121,14 @@ async def test_what_a_backend_raises_is_raised():
     backend = OneBackend("snscrape")
 
     async def fail(name, max_tweets=100):
-        raise ConnectionResetError("by peer")
+        raise ConnectionResetError("by peer") from TimeoutError("no answer")
 
     backend.scrape_user_tweets = fail
     scraper, _ = scraper_of(backend)
     async with scheduled(scraper):
-        with pytest.raises(ConnectionResetError, match="by peer"):
+        with pytest.raises(ConnectionResetError, match="by peer") as caught:
             await scraper.backend_manager.scrape_user_tweets("ada")
+    assert isinstance(caught.value.__cause__, TimeoutError), "its own cause"
 
 
 async def test_the_rest_of_the_manager_is_there():
@@ -167,6 +168,27 @@ async def test_a_call_that_is_cancelled_takes_no_quota(caplog):
         await third
     assert [name for name, _ in backend.asked] == ["first", "third"]
     assert not caplog.records
+
+
+async def test_a_call_that_is_cancelled_is_no_failure_of_its_backend():
+    class Slow(OneBackend):
+        async def scrape_user_tweets(self, name, max_tweets=100):
+            self.asked.append(name)
+            await asyncio.Event().wait()
+
+    backend = Slow("snscrape")
+    scraper, _ = scraper_of(backend)
+    quotas = {"snscrape": BackendQuota("snscrape", 100, 1000, 10)}
+    async with scheduled(scraper, quotas):
+        calls = [asyncio.ensure_future(scraper.backend_manager.scrape_user_tweets(f"user{n}")) for n in range(6)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(backend.asked) == 6
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    quota = quotas["snscrape"]
+    assert (quota.consecutive_failures, quota.success_rate, quota.active_requests) == (0, 1.0, 0)
 
 
 async def test_shares_the_quotas_of_a_scheduler_that_runs():

@@ -319,7 +319,9 @@ async def slot_that_is_cancelled(scheduler):
     "use", [slot_that_ends_well, slot_that_fails, slot_that_is_late, slot_that_never_comes, slot_that_is_cancelled]
 )
 async def test_slots_can_be_collected(use):
-    async with RateLimitScheduler([Backend("api", echo, BackendQuota(concurrency=1))]) as scheduler:
+    async with RateLimitScheduler(
+        [Backend("api", echo, BackendQuota(concurrency=1))], health=HealthMonitor(enabled=False)
+    ) as scheduler:
         await use(scheduler)
         await turns(5)
         before = census()

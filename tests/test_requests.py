@@ -1091,9 +1091,8 @@ async def test_seed():
             if request.attempt < 3:
                 raise ConnectionError
 
-        async with RateLimitScheduler(
-            [Backend("a", fetch, "10/s burst 3"), Backend("b", fetch, "20/s")], clock=clock, seed=seed
-        ) as scheduler:
+        backends = [Backend("a", fetch, "10/s burst 3"), Backend("b", fetch, "20/s")]
+        async with RateLimitScheduler(backends, health=HealthMonitor(enabled=False), clock=clock, seed=seed) as scheduler:
             await scheduler.submit_many(range(40))
             await clock.run_until_idle()
         return starts
@@ -1112,9 +1111,9 @@ async def test_retry_budget():
             raise ConnectionError
         retried.append(clock.time())
 
-    retry = Retry(attempts=2, base=0, budget=0.1)
+    retry, health = Retry(attempts=2, base=0, budget=0.1), HealthMonitor(enabled=False)
     backend = Backend("api", fetch, BackendQuota(concurrency=None))
-    async with RateLimitScheduler([backend], retry=retry, clock=clock) as scheduler:
+    async with RateLimitScheduler([backend], retry=retry, health=health, clock=clock) as scheduler:
         await scheduler.submit_many(range(100))
         await clock.run_until_idle()
         assert counts(scheduler) == {"accepted": 100, "delivered": 100}
@@ -1134,7 +1133,8 @@ async def test_no_budget():
             raise ConnectionError
         retried.append(clock.time())
 
-    async with RateLimitScheduler([Backend("api", fetch)], retry=Retry(base=0, budget=0), clock=clock) as scheduler:
+    retry, health = Retry(base=0, budget=0), HealthMonitor(enabled=False)
+    async with RateLimitScheduler([Backend("api", fetch)], retry=retry, health=health, clock=clock) as scheduler:
         await scheduler.submit_many(range(30))
         await clock.run_until_idle()
     assert [round(at) for at in retried] == [0] * 10 + list(range(1, 21))

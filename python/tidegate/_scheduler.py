@@ -534,9 +534,11 @@ class RateLimitScheduler:
     async def _leave(self) -> None:
         """Stop on this loop without an end: what the limits remember stays, and it may be entered again, on any loop.
 
-        For who has cancelled all that was pending.
+        For who has cancelled all that was pending. Idempotent: one that was cancelled is called again.
         """
-        driver = self._running()
+        driver = self._driver
+        if driver is None:
+            return
         await driver.wait_until_idle(None)
         self._driver = None
         try:

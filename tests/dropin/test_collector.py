@@ -274,3 +274,31 @@ async def test_two_collectors_of_one_scheduler(dropin):
         await collector.stop()
     await scheduler.stop()
     assert sorted(manager.asked) == ["user 0", "user 0", "user 1", "user 1", "user 2"]
+
+
+async def test_started_again_it_schedules_nothing_twice(dropin):
+    """Its requests still wait, since the scheduler does not run."""
+    scheduler = dropin.RateLimitScheduler(Manager(), InsertBatch())
+    collector = dropin.ContinuousCollector(scheduler, users(3), 1000)
+    for _ in range(3):
+        await collector.start()
+        await until(lambda: collector.get_stats()["stats"]["cycles_completed"])
+        await collector.stop()
+    assert await scheduler.request_queue.size() == 3
+
+
+async def test_a_target_that_raises_ends_no_collection(dropin, caplog):
+    class Broken:
+        target_type, value = "user", "broken"
+
+        @property
+        def last_scraped(self):
+            raise ValueError("no such column")
+
+    scheduler = mock_scheduler()
+    collector = dropin.ContinuousCollector(scheduler, [Broken(), *users(2)], INTERVAL)
+    await collector.start()
+    await until(lambda: collector.get_stats()["stats"]["cycles_completed"] >= 3)
+    await collector.stop()
+    assert {call.args[0].value for call in scheduler.schedule_request.call_args_list} == {"user 0", "user 1"}
+    assert "no such column" in caplog.text

@@ -6,7 +6,7 @@ import threading
 import weakref
 
 import pytest
-from tests.dropin.caller import InsertBatch, Manager, Result, no_tweets, plenty, until_processed, user, users
+from tests.dropin.caller import InsertBatch, Manager, Result, mock_manager, no_tweets, plenty, until, until_processed, user, users
 
 
 def scheduler_of(dropin):
@@ -328,3 +328,172 @@ async def test_a_storage_that_is_slow_slows_the_scraping(dropin):
     go.set()
     await until_processed(scheduler, 8000)
     await scheduler.stop()
+
+
+class Held(InsertBatch):
+    """A storage that inserts only once it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def insert_batch(self, tweets):
+        self.entered.set()
+        self.go.wait(60)
+        super().insert_batch(tweets)
+
+
+async def cancelled_stop(scheduler):
+    """A scheduler whose stop was given up while results were being stored."""
+    await scheduler.start()
+    await until(scheduler.storage.entered.is_set)
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(scheduler.stop(), 0.05)
+    assert not scheduler._running
+
+
+@pytest.mark.parametrize("then", ["stop", "start"])
+async def test_a_stop_that_was_cancelled_is_made_good(dropin, quiet, then):
+    """By the next stop, or the next start: each is stored once and counted once, and no task is left."""
+    scheduler = dropin.RateLimitScheduler(Manager(), Held(), plenty(dropin))
+    for target in users(3):
+        await scheduler.schedule_request(target)
+    await cancelled_stop(scheduler)
+    scheduler.storage.go.set()
+    await getattr(scheduler, then)()
+    await until_processed(scheduler, 3)
+    await scheduler.start()
+    await scheduler.schedule_request(user("another"))
+    await until_processed(scheduler, 4)
+    await scheduler.stop()
+    assert sorted(scheduler.storage.rows) == ["tweet of another", *(f"tweet of user {number}" for number in range(3))]
+    assert scheduler.stats["requests_processed"] == 4
+    assert len(asyncio.all_tasks()) <= 2
+
+
+def test_what_a_loop_left_unstored_is_served_again(dropin):
+    storage = Held()
+    scheduler = dropin.RateLimitScheduler(Manager(), storage, plenty(dropin))
+
+    async def begin():
+        for target in users(5):
+            await scheduler.schedule_request(target)
+        await scheduler.start()
+        await until(storage.entered.is_set)
+        asyncio.get_running_loop().call_later(0.05, storage.go.set)  # the loop's end waits for its threads
+
+    async def go_on():
+        await scheduler.start()
+        await until_processed(scheduler, 5)
+        await scheduler.stop()
+
+    asyncio.run(begin())
+    asyncio.run(go_on())
+    assert scheduler.stats["requests_processed"] == 5
+    assert set(storage.rows) == {f"tweet of user {number}" for number in range(5)}
+
+
+def test_a_stop_while_all_tasks_are_cancelled(dropin):
+    """As at the end of `asyncio.run`: it ends, and nothing is lost."""
+    storage = Held()
+    scheduler = dropin.RateLimitScheduler(Manager(), storage, plenty(dropin))
+
+    async def serve():
+        await scheduler.start(num_workers=1)
+        for target in users(300):
+            await scheduler.schedule_request(target)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            asyncio.get_running_loop().call_later(0.05, storage.go.set)
+            await scheduler.stop()
+
+    async def main():
+        main.task = asyncio.create_task(serve())
+        await until(storage.entered.is_set)
+
+    asyncio.run(main())
+    assert asyncio.run(scheduler.request_queue.size()) == 300
+
+
+async def test_a_start_that_fails_may_be_tried_again(dropin):
+    manager = mock_manager()
+    scheduler = dropin.RateLimitScheduler(manager, InsertBatch())
+    await scheduler.schedule_request(user())
+    manager.get_available_backends.side_effect = OSError("no network")
+    with pytest.raises(OSError, match="no network"):
+        await scheduler.start()
+    assert not scheduler._running
+    manager.get_available_backends.side_effect = None
+    await scheduler.start()
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+
+
+async def test_a_scrape_that_ends_after_its_stop_changes_nothing(dropin):
+    """It ignored its cancellation; its request was served by the next start, and is not served once more."""
+    go = asyncio.Event()
+
+    async def answer(kind, value):
+        if len(manager.calls) > 1:
+            return Result()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await go.wait()
+            raise OSError("too late") from None
+
+    manager = Manager(answer)
+    scheduler = dropin.RateLimitScheduler(manager, InsertBatch(), plenty(dropin))
+    await scheduler.start()
+    await scheduler.schedule_request(user())
+    await until(lambda: manager.calls)
+    await scheduler.stop()  # waits 5 s for it
+    await scheduler.start()
+    await until_processed(scheduler, 1)
+    go.set()
+    await asyncio.sleep(0.05)
+    assert await scheduler.request_queue.is_empty()
+    await scheduler.stop()
+
+
+def test_many_served_by_a_loop_that_ended_without_a_stop(dropin):
+    """Charging their minute anew is linear: quadratic, it would take minutes."""
+    scheduler = dropin.RateLimitScheduler(Manager(no_tweets), InsertBatch(), plenty(dropin, "snscrape"))
+    for _ in range(20_000):
+        scheduler.quotas["snscrape"].record_request_start()
+
+    async def begin():
+        await scheduler.start()
+
+    async def go_on():
+        await scheduler.start()
+        await scheduler.stop()
+
+    asyncio.run(begin())
+    asyncio.run(go_on())
+    assert len(scheduler.quotas["snscrape"].minute_requests) == 20_000
+
+
+async def test_a_quota_taken_out_and_put_back_between_starts(dropin):
+    """What it was sent in the last minute still counts."""
+    quotas = {"snscrape": dropin.BackendQuota("snscrape", 3, 100, 5), "nitter": dropin.BackendQuota("nitter", 1, 100, 5)}
+    manager = Manager(no_tweets)
+    scheduler = dropin.RateLimitScheduler(manager, InsertBatch(), quotas)
+    for target in users(10):
+        await scheduler.schedule_request(target)
+
+    async def serve():
+        await scheduler.start()
+        await asyncio.sleep(0.1)
+        await scheduler.stop()
+        return len(manager.asked)
+
+    snscrape = quotas.pop("snscrape")
+    assert await serve() == 1
+    quotas["snscrape"] = snscrape
+    assert await serve() == 4
+    del quotas["snscrape"]
+    assert await serve() == 4
+    quotas["snscrape"] = snscrape
+    assert await serve() == 4

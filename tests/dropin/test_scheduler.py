@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from tests.dropin.caller import (
     ManagerOfObjects,
     Result,
     Target,
+    mock_manager,
     no_tweets,
     plenty,
     text_of,
@@ -22,6 +24,8 @@ from tests.dropin.caller import (
     user,
     users,
 )
+
+from tidegate import ConfigError
 
 STATUS_KEYS = {"running", "queue_size", "workers_active", "stats", "backend_status", "queue_stats"}
 BACKEND_KEYS = {
@@ -410,6 +414,55 @@ async def test_a_storage_that_fails_once(dropin):
     assert target.last_scraped is not None
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """A target that cannot be told when it was scraped."""
+
+    target_type: str = "user"
+    value: str = "frozen"
+    last_scraped: None = None
+
+
+async def test_a_target_that_cannot_be_marked_takes_no_other_with_it(dropin, storage, caplog):
+    scheduler = dropin.RateLimitScheduler(Manager(), storage, plenty(dropin))
+    for target in (Frozen(), *users(20)):
+        await scheduler.schedule_request(target)
+    await scheduler.start(num_workers=1)
+    await until_processed(scheduler, 21)
+    await scheduler.stop()
+    assert len(storage.rows) == 21
+    assert "last_scraped" in caplog.text
+
+
+async def test_a_storage_without_either_method(dropin, caplog):
+    """Each request fails, counted and logged, as with a storage that raises."""
+    scheduler = dropin.RateLimitScheduler(Manager(), object(), plenty(dropin))
+    for target in users(3):
+        await scheduler.schedule_request(target)
+    await scheduler.start()
+    await until(lambda: scheduler.stats["requests_failed"] == 3)
+    await scheduler.stop()
+    assert "insert_tweets_batch" in caplog.text
+
+
+async def test_a_scrape_that_takes_an_hour_has_failed(virtual, storage):
+    async def answer(kind, value):
+        if len(manager.calls) == 1:
+            await asyncio.Event().wait()
+        return Result()
+
+    manager = Manager(answer)
+    scheduler = virtual.scheduler(manager, storage, plenty(virtual.dropin, "snscrape"))
+    await scheduler.start()
+    await scheduler.schedule_request(user())
+    await virtual.clock.run_for(3590)
+    assert scheduler.quotas["snscrape"].active_requests == 1
+    await virtual.clock.run_for(20)
+    await until_processed(scheduler, 1)
+    assert scheduler.quotas["snscrape"].success_rate == pytest.approx(0.91)
+    await scheduler.stop()
+
+
 # ---- What it says of itself
 
 
@@ -560,3 +613,53 @@ async def test_a_request_put_by_hand_is_served(dropin, storage):
     await until_processed(scheduler, 1)
     await scheduler.stop()
     assert storage.rows == ["tweet of ada"]
+
+
+async def test_backends_that_appear_later(virtual, storage):
+    """What was accepted before is served first, within seconds and without another request."""
+    manager = Manager(no_tweets, names=[])
+    scheduler = virtual.scheduler(manager, storage)
+    await scheduler.start()
+    for target in users(3):
+        await scheduler.schedule_request(target)
+    await virtual.clock.run_for(60)
+    manager.names = ["nitter"]
+    await virtual.clock.run_for(6)
+    assert manager.asked == ["user 0", "user 1", "user 2"]
+    await until_processed(scheduler, 3)
+    await scheduler.stop()
+
+
+async def test_the_next_request_finds_backends_at_once(virtual, storage):
+    manager = Manager(no_tweets, names=[])
+    scheduler = virtual.scheduler(manager, storage)
+    await scheduler.start()
+    for target in users(2):
+        await scheduler.schedule_request(target)
+    manager.names = ["nitter"]
+    await scheduler.schedule_request(user("later"))
+    await virtual.clock.run_for(1)
+    assert manager.asked == ["user 0", "user 1", "later"]
+    await scheduler.stop()
+
+
+async def test_a_manager_that_raises_meanwhile_is_asked_again(virtual, storage):
+    manager = mock_manager(names=[])
+    scheduler = virtual.scheduler(manager, storage)
+    await scheduler.start()
+    await scheduler.schedule_request(user())
+    manager.get_available_backends.side_effect = OSError("no network")
+    await virtual.clock.run_for(20)
+    manager.get_available_backends = lambda: ["nitter"]
+    await virtual.clock.run_for(6)
+    await until_processed(scheduler, 1)
+    await scheduler.stop()
+
+
+@pytest.mark.parametrize("option", ["requests_per_minute", "requests_per_hour", "concurrent_requests"])
+@pytest.mark.parametrize("most", [0, -1, 1.5, True])
+def test_a_limit_that_is_none(dropin, storage, option, most):
+    quotas = plenty(dropin, "snscrape")
+    setattr(quotas["snscrape"], option, most)
+    with pytest.raises(ConfigError, match=f"{option}={most}.*'snscrape'"):
+        dropin.RateLimitScheduler(Manager(), storage, quotas)

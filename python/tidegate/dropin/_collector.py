@@ -104,7 +104,7 @@ class ContinuousCollector:
         """Have the targets scheduled when the engine says that they are due."""
         async with plan, asyncio.TaskGroup() as group:
             for target in _distinct(self.targets):
-                if self._should_collect_target(target):
+                if not self._is_pending(target) and self._should_be_collected(target):
                     await self._schedule(target)
             group.create_task(self._keep_up(cycles, polls))
             group.create_task(self._poll(polls))
@@ -129,13 +129,25 @@ class ContinuousCollector:
 
     def _is_due(self, target: Any) -> bool:
         """Whether a target that falls due by its place in the interval is to be scheduled."""
-        if isinstance(self.scheduler, RateLimitScheduler) and self.scheduler.request_queue._holds(target):  # noqa: SLF001
+        if self._is_pending(target):
             return False
         scheduled_at = self._scheduled.get(id(target))
         if scheduled_at is None:
-            return self._should_collect_target(target)
+            return self._should_be_collected(target)
         # What it was scheduled for counts, not when it was scraped: that is a little later, each time.
         return self._now() - scheduled_at >= self.collection_interval_sec * ALMOST
+
+    def _is_pending(self, target: Any) -> bool:
+        """Whether a request for a target waits or runs."""
+        return isinstance(self.scheduler, RateLimitScheduler) and self.scheduler.request_queue._holds(target)  # noqa: SLF001
+
+    def _should_be_collected(self, target: Any) -> bool:
+        """The same as `_should_collect_target`; a target that cannot say it ends no collection of others."""
+        try:
+            return self._should_collect_target(target)
+        except Exception:
+            logger.exception("a target does not say when it was scraped; the next interval asks again")
+            return False
 
     async def _schedule(self, target: Any) -> None:
         began_at = self._now()

@@ -11,8 +11,10 @@ from tidegate import (
     BackendUnavailableError,
     Limit,
     Priority,
+    RequestCancelledError,
     Retry,
 )
+from tidegate._quota import count_of
 from tidegate.dropin._clock import now_by
 from tidegate.dropin._queue import RequestPriority
 from tidegate.dropin._quota import HOUR, MINUTE, UNKNOWN_RESPONSE, BackendQuota
@@ -23,6 +25,8 @@ USUAL_QUOTAS = {"snscrape": (100, 3000, 10), "nitter": (30, 1000, 5)}
 OTHER_QUOTA = (20, 500, 3)
 # Attempts are quick to follow one another: who tests with a manager that fails waits for them.
 RETRY = Retry(attempts=4, base=0.02, cap=1.0, budget=1.0)
+# What a quota limits.
+LIMITS = ("requests_per_minute", "requests_per_hour", "concurrent_requests")
 # The queue's `max_size` is what bounds it.
 CAPACITY = 2**32 - 1
 # Seconds after which an attempt is given up.
@@ -34,7 +38,13 @@ PRIORITIES = dict(zip(RequestPriority, Priority, strict=True))
 
 
 class Job(Protocol):
-    """What is scraped for one request."""
+    """What is scraped for one request.
+
+    Attributes:
+        ticket: Of the engine, which sets it.
+    """
+
+    ticket: "tidegate.Ticket | None"
 
     @property
     def target(self) -> Any:
@@ -92,59 +102,69 @@ class Engine:
         self._scheduler = self._new_scheduler()
         self._declared: dict[str, tuple[int, int, int]] = {}  # what the scheduler's backends were told
         self._named: dict[str, Any] = {}  # the manager's own backends
-        # What the manager has used by itself and what is not charged yet: of which backend.
-        self._debts: dict[tidegate.Ticket, str] = {}
+        # What the manager has used by itself and what is not charged yet.
+        self._debts: set[Debt] = set()
         self._owed: list[str] = []
+        self._unknown: set[str] = set()  # backends of whose last minute the scheduler knows nothing
         self._results = asyncio.Event()
         self.look_for_backends()
 
     async def start(self) -> None:
         """Begin to serve, on the running loop."""
         await self._scheduler.__aenter__()
+        try:
+            self.look_for_backends()
+        except BaseException:
+            await self._scheduler._leave()  # noqa: SLF001 - it is entered again
+            raise
         self._is_running = True
         self._results = asyncio.Event()
         self.take_results(True)
-        self.look_for_backends()
         for quota in self._quotas.values():
             quota._serve(self.now, self._wait_of)  # noqa: SLF001 - the quota's other half
         owed, self._owed = self._owed, []
         for name in owed:
             if name in self._declared:
                 self._charge(name)
+        self._charge_the_last_minute()
 
     async def stop(self) -> None:
         """Serve no more. Its owner has cancelled all that is pending; what the limits remember stays."""
         self._is_running = False
         for cancel in list(self.guests):
             cancel()
-        for debt, name in self._debts.items():
-            if debt.cancel():
-                self._owed.append(name)
-        self._debts.clear()
+        for debt in list(self._debts):
+            if debt.ticket.cancel():
+                self._owed.append(debt.backend)
         await self._scheduler._leave()  # noqa: SLF001 - it is entered again
         self._rest()
 
     def abandon(self) -> None:
         """The loop that it ran on ended without a stop: what the limits remember goes with it, its minute is charged anew."""
         self._is_running = False
-        self._scheduler, self._declared, self._debts = self._new_scheduler(), {}, {}
-        self._owed = [name for name, quota in self._quotas.items() for _ in range(quota._last_minute())]  # noqa: SLF001
+        self._scheduler, self._declared, self._debts = self._new_scheduler(), {}, set()
+        self._owed.clear()
         for quota in self._quotas.values():
             quota.active_requests = 0
         self._rest()
 
-    def submit(self, job: Job, priority: RequestPriority, prefer: str | None) -> "tidegate.Ticket | None":
-        """Have a job served; its reply's value is the backend's result. None when there is no backend at all."""
+    def has_backends(self) -> bool:
+        """Whether there is any; looks anew when there was none."""
         if not self._declared:
             self.look_for_backends()
-            if not self._declared:
-                return None
+        return bool(self._declared)
+
+    def submit(self, job: Job, priority: RequestPriority, prefer: str | None) -> "tidegate.Ticket | None":
+        """Have a job served; its reply's value is the backend's result. None when there is no backend at all."""
+        if not self.has_backends():
+            return None
         options: dict[str, Any] = {}
         if priority is not RequestPriority.NORMAL:
             options["priority"] = PRIORITIES[priority]
         if prefer in self._declared:
             options["prefer"] = prefer
-        return self._scheduler.submit_nowait(job, **options)
+        job.ticket = self._scheduler.submit_nowait(job, **options)
+        return job.ticket
 
     def take_results(self, takes: bool) -> None:
         """Whether attempts may begin, as far as their results are concerned: not while more wait than can be stored."""
@@ -169,6 +189,8 @@ class Engine:
             limits = (quota.requests_per_minute, quota.requests_per_hour, quota.concurrent_requests)
             if self._declared.get(name) == limits:
                 continue
+            for option, most in zip(LIMITS, limits, strict=True):
+                count_of(option, most, f" for {name!r}, or leave out a backend that is not to be used")
             per_minute, per_hour, concurrency = limits
             # Their kinds are named: a backend that says it is unavailable is no reason to think that it counts otherwise.
             declared = tidegate.BackendQuota(
@@ -178,10 +200,15 @@ class Engine:
                 self._scheduler.set_quota(name, declared)
             else:
                 self._scheduler.add_backend(tidegate.Backend(name, self._attempt, declared, timeout=TIMEOUT))
+                self._unknown.add(name)
             self._declared[name] = limits
+        if self._is_running:
+            self._charge_the_last_minute()
 
     def _new_scheduler(self) -> tidegate.RateLimitScheduler:
-        return tidegate.RateLimitScheduler(capacity=CAPACITY, retry=RETRY, clock=self._clock)
+        # A request that fails again and again ends after `max_retries`, as callers count on, also when its backend is down.
+        health = tidegate.HealthMonitor(enabled=False)
+        return tidegate.RateLimitScheduler(capacity=CAPACITY, retry=RETRY, health=health, clock=self._clock)
 
     def _rest(self) -> None:
         for quota in self._quotas.values():
@@ -200,6 +227,8 @@ class Engine:
         if attempt.target is DEBT:
             return None
         job: Job = attempt.target  # type: ignore[assignment] # nothing else is submitted
+        ticket = job.ticket  # a handler that ignored a stop may end when the job has another one
+        assert ticket is not None
         if not self._results.is_set():
             await self._results.wait()
         name = attempt.backend
@@ -215,14 +244,17 @@ class Engine:
             if not result.success:
                 raise ResultError(name, result)
         except asyncio.CancelledError:
-            if self._is_running:  # it took too long
-                quota.record_request_end(False, self.now() - started_at)
-                job.wait()
-            else:
+            if _was_cancelled(ticket):
                 quota._end()  # noqa: SLF001 - the quota's other half
+            else:  # it took too long
+                quota.record_request_end(False, self.now() - started_at)
+            if not ticket.done():
+                job.wait()
             raise
         except Exception as error:
             quota.record_request_end(False, self.now() - started_at)
+            if ticket.done():
+                raise
             if not job.can_retry:
                 raise BackendRejectedError(str(error), backend=name) from error  # there is no other attempt
             job.wait()
@@ -243,14 +275,43 @@ class Engine:
         self._charge(served.backend_name)
         return served
 
+    def _charge_the_last_minute(self) -> None:
+        """What a backend was sent before the scheduler had it, as its quota has it."""
+        unknown, self._unknown = self._unknown, set()
+        for name in unknown & self._declared.keys():
+            for _ in range(self._quotas[name]._last_minute()):  # noqa: SLF001 - the quota's other half
+                self._charge(name)
+
     def _charge(self, name: str) -> None:
-        self._debts = {debt: owed for debt, owed in self._debts.items() if not debt.done()}
-        debt = self._scheduler.submit_nowait(DEBT, backends=name, priority=Priority.CRITICAL)
-        self._debts[debt] = name
+        self._debts.add(Debt(name, self._scheduler.submit_nowait(DEBT, backends=name, priority=Priority.CRITICAL), self._debts))
 
 
 # The target of what a backend served without being asked by the scheduler: it only takes its place in the limits.
 DEBT = object()
+
+
+class Debt:
+    """One such request, among the others that are not charged yet.
+
+    Attributes:
+        backend: The one that served.
+        ticket: Of the engine.
+    """
+
+    __slots__ = ("_unpaid", "backend", "ticket")
+
+    def __init__(self, backend: str, ticket: "tidegate.Ticket", unpaid: "set[Debt]") -> None:
+        self.backend, self.ticket, self._unpaid = backend, ticket, unpaid
+        ticket._wait(self)  # noqa: SLF001 - a future for each would cost more than the engine
+
+    def set_result(self, _: None) -> None:
+        """What the ticket calls."""
+        self._unpaid.discard(self)
+
+
+def _was_cancelled(ticket: "tidegate.Ticket") -> bool:
+    reply = ticket._reply()  # noqa: SLF001 - the public way raises its error
+    return reply is not None and isinstance(reply.error, RequestCancelledError)
 
 
 async def _scrape(source: Any, job: Job) -> Any:

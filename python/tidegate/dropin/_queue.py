@@ -121,7 +121,7 @@ class Entry:
 
     def follow(self, ticket: tidegate.Ticket, when_ended: "Callable[[Entry], None]") -> None:
         """Have `when_ended` called when the engine is done with it."""
-        self.ticket, self._when_ended = ticket, when_ended
+        self._when_ended = when_ended
         ticket._wait(self)  # noqa: SLF001 - a future for each would cost more than the engine
 
     def set_result(self, _: None) -> None:

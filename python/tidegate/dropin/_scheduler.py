@@ -11,7 +11,7 @@ from typing import Any
 from tidegate import ConfigError, RequestCancelledError
 from tidegate._quota import count_of
 from tidegate.dropin._balancer import LoadBalancer
-from tidegate.dropin._engine import Engine
+from tidegate.dropin._engine import AVAILABLE_IN, Engine
 from tidegate.dropin._queue import Entry, RequestPriority, RequestQueue, ScheduledRequest
 from tidegate.dropin._quota import BackendQuota
 from tidegate.testing import ManualClock
@@ -99,8 +99,12 @@ class RateLimitScheduler:
         self._loop: asyncio.AbstractEventLoop | None = None
         # One start or stop at a time, on the loop that they were last called on.
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        # What the engine has, and what it is done with and a worker is not.
         self._live: set[Entry] = set()
-        self._ended: asyncio.Queue[Entry] = asyncio.Queue()
+        # While the manager names no backend at all.
+        self._search: asyncio.Task[None] | None = None
+        # None for each worker that is to end.
+        self._ended: asyncio.Queue[Entry | None] = asyncio.Queue()
 
     @property
     def backend_manager(self) -> Any:
@@ -172,12 +176,11 @@ class RateLimitScheduler:
         loop = asyncio.get_running_loop()
         if self._running and self._loop is loop:
             return
-        if self._loop is not None:
-            self._give_up_loop()
+        await self._stop()  # an earlier stop was cancelled, or its loop ended without one
+        await self._engine.start()
         self._running, self._loop = True, loop
         self.stats["start_time"] = self._engine.now()
         self._ended = asyncio.Queue()
-        await self._engine.start()
         self._worker_tasks[:] = [loop.create_task(self._work(), name=f"tidegate-dropin-{n}") for n in range(num_workers)]
         self.request_queue._attach(self._submit, self._engine.now)  # noqa: SLF001 - one facade, in several modules
 
@@ -188,15 +191,17 @@ class RateLimitScheduler:
             self._give_up_loop()
             return
         self._running = False
+        self._give_up_search()
         self.request_queue._detach()  # noqa: SLF001
         for entry in list(self._live):
             if entry.ticket is not None:
                 entry.ticket.cancel()
         await self._engine.stop()
-        await self._ended.join()
-        for task in self._worker_tasks:
-            task.cancel()
-        await asyncio.gather(*self._worker_tasks, return_exceptions=True)
+        for _ in self._worker_tasks:
+            self._ended.put_nowait(None)
+        if self._worker_tasks:
+            await asyncio.wait(self._worker_tasks)  # whoever gives up waiting cancels no storing
+        self._take_back()
         self._rest()
 
     def _lock(self) -> asyncio.Lock:
@@ -217,19 +222,40 @@ class RateLimitScheduler:
         return self._engine
 
     def _submit(self, entry: Entry) -> None:
-        """Hand a request to the engine. Without any backend it waits for the next start."""
+        """Hand a request to the engine. Without any backend it waits for one, or for the next start."""
+        if entry in self._live:
+            return
+        if self._search is not None:
+            if self._engine.has_backends():
+                self._give_up_search()
+                self.request_queue._attach(self._submit, self._engine.now)  # noqa: SLF001
+            return
         request = entry.request
         entry.retries = request.retry_count
         ticket = self._engine.submit(entry, request.priority, request.backend_preference)
-        if ticket is not None:
-            self._live.add(entry)
-            entry.follow(ticket, self._end)
+        if ticket is None:
+            self._search = asyncio.get_running_loop().create_task(self._find_backends(), name="tidegate-dropin-search")
+            return
+        self._live.add(entry)
+        entry.follow(ticket, self._end)
+
+    async def _find_backends(self) -> None:
+        """Ask the manager until it names a backend; then what waits goes there."""
+        is_found = False
+        while not is_found:
+            await (asyncio.sleep(AVAILABLE_IN) if self._clock is None else self._clock.sleep(AVAILABLE_IN))
+            try:
+                is_found = self._engine.has_backends()
+            except Exception:
+                logger.exception("the manager names no backend; it is asked again in %g s", AVAILABLE_IN)
+        self._search = None
+        self.request_queue._attach(self._submit, self._engine.now)  # noqa: SLF001
 
     def _end(self, entry: Entry) -> None:
         """The engine is done with a request."""
-        self._live.discard(entry)
         is_cancelled = isinstance(entry.reply.error, RequestCancelledError)
         if is_cancelled or entry.is_taken:
+            self._live.discard(entry)
             entry.ticket = None
             if not entry.is_taken:
                 self.request_queue._wait(entry)  # noqa: SLF001 - for the next start
@@ -241,20 +267,24 @@ class RateLimitScheduler:
 
     async def _work(self) -> None:
         """Settle requests that have ended."""
-        while True:
-            batch = [await self._ended.get()]
-            while len(batch) < BATCH and not self._ended.empty():
-                batch.append(self._ended.get_nowait())
+        is_over = False
+        while not is_over:
+            first = await self._ended.get()
+            batch = [] if first is None else [first]
+            while batch and len(batch) < BATCH and not self._ended.empty():
+                if (entry := self._ended.get_nowait()) is None:
+                    is_over = True
+                    break
+                batch.append(entry)
+            is_over = is_over or first is None
             try:
                 await self._settle(batch)
             except Exception:
-                logger.exception("a request was not settled; please report this")
+                logger.exception("requests were not settled, and wait for the next start; please report this")
             finally:
-                for _ in batch:
-                    self._ended.task_done()
                 if self._ended.qsize() < MOST_RESULTS:
                     self._engine.take_results(True)
-                batch.clear()  # nothing is held while it waits for the next ones
+            del first, batch  # nothing is held while it waits for the next ones
 
     async def _settle(self, batch: list[Entry]) -> None:
         scraped = [entry for entry in batch if entry.reply.ok]
@@ -263,6 +293,7 @@ class RateLimitScheduler:
             refused = await asyncio.to_thread(self._store, scraped)
         for entry in batch:
             error = refused.get(entry, entry.reply.error)
+            self._live.discard(entry)
             if error is None:
                 self._succeed(entry)
             else:
@@ -272,11 +303,11 @@ class RateLimitScheduler:
 
     def _store(self, scraped: list[Entry]) -> dict[Entry, Exception]:
         """Insert what each has, in a thread; returns the errors."""
-        insert = getattr(self.storage, "insert_batch", None) or self.storage.insert_tweets_batch
         refused: dict[Entry, Exception] = {}
         for entry in scraped:
             if tweets := _tweets_of(entry):
                 try:
+                    insert = getattr(self.storage, "insert_batch", None) or self.storage.insert_tweets_batch
                     insert(tweets)
                 except Exception as error:  # noqa: BLE001 - the caller's own code
                     refused[entry] = error
@@ -285,11 +316,14 @@ class RateLimitScheduler:
     def _succeed(self, entry: Entry) -> None:
         stats, reply = self.stats, entry.reply
         self.request_queue._end(entry)  # noqa: SLF001
-        entry.request.target.last_scraped = datetime.fromtimestamp(self._engine.now(), UTC)
         stats["requests_processed"] += 1
         used = getattr(reply.value, "backend_used", None)
         stats["backends_used"][used if isinstance(used, str) else reply.backend] += 1
         stats["avg_processing_time"] += (reply.waits["attempt"] - stats["avg_processing_time"]) / stats["requests_processed"]
+        try:
+            entry.request.target.last_scraped = datetime.fromtimestamp(self._engine.now(), UTC)
+        except Exception:  # the caller's own code
+            logger.exception("%s was scraped, and its last_scraped cannot be set", _name_of(entry.request))
 
     def _try_again(self, entry: Entry, error: BaseException) -> None:
         request = entry.request
@@ -309,13 +343,24 @@ class RateLimitScheduler:
 
     def _give_up_loop(self) -> None:
         """Its loop ended without a stop: what had not ended waits again. What its limits remember went with it."""
+        self._search = None
         self.request_queue._detach()  # noqa: SLF001
-        for entry in self._live:
-            entry.ticket = None
-            self.request_queue._wait(entry)  # noqa: SLF001
-        self._live.clear()
+        self._take_back()
         self._engine.abandon()
         self._rest()
+
+    def _give_up_search(self) -> None:
+        if self._search is not None:
+            self._search.cancel()
+            self._search = None
+
+    def _take_back(self) -> None:
+        """What was not settled, since who should have was cancelled, waits for the next start."""
+        for entry in self._live:
+            entry.ticket = None
+            if not entry.is_taken:
+                self.request_queue._wait(entry)  # noqa: SLF001
+        self._live.clear()
 
 
 def create_rate_limit_scheduler(

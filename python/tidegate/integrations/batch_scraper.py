@@ -110,11 +110,12 @@ async def scrape_all_targets(scraper: Any, quotas: dict[str, BackendQuota] | Non
 class _Call:
     """One call of the scraper, as a job of the engine."""
 
-    __slots__ = ("_attempts", "max_tweets", "target")
+    __slots__ = ("_attempts", "max_tweets", "target", "ticket")
 
     def __init__(self, kind: str, value: str, max_tweets: int) -> None:
         self.target = SimpleNamespace(target_type=kind, value=value)
         self.max_tweets = max_tweets
+        self.ticket: tidegate.Ticket | None = None
         self._attempts = 0
 
     @property
@@ -162,18 +163,17 @@ class _ScheduledManager:
             raise ConfigError(msg, option="quotas", value=None)
         self._pending.add(ticket)
         try:
-            reply = await ticket
+            return (await ticket).value
         except asyncio.CancelledError:
             ticket.cancel()
             raise
         except RequestFailedError as error:
             raised = _last_of(error)
-            if isinstance(raised, ResultError):
-                return raised.result  # its `success` says it, as the scraper is used to
-            raise raised from error
         finally:
             self._pending.discard(ticket)
-        return reply.value
+        if isinstance(raised, ResultError):
+            return raised.result  # its `success` says it, as the scraper is used to
+        raise raised  # with the cause that it has
 
 
 def _last_of(error: RequestFailedError) -> BaseException:

@@ -18,7 +18,8 @@ use crate::shell::shell;
 ///     target: What was submitted.
 ///     backend: Name of the backend that serves it.
 ///     account: The account chosen; None for a backend without accounts.
-///     attempt: Which attempt it is, from 1. One that a limit rejected is not counted.
+///     attempt: Which attempt it is, from 1. One that a limit rejected is not counted; one that failed while its backend was down costs the
+///         request none of its attempts, and is.
 ///     priority: 0 (most urgent) to 255.
 ///     deadline: When the request is worthless, on the clock of `loop.time()`; None for never.
 ///     scopes: The scopes that the request carries.

@@ -604,7 +604,8 @@ async def test_all_tweets_once_from_mirrors_of_all_kinds(site, mirror_of, strict
         assert len(mirror.statuses) > 10
     assert slow.arrived > 0
     assert sick.arrived <= 4 + 6, "those at once, then one after each rest"
-    assert sum(reply.attempts - 1 for reply in replies) == sick.arrived
+    # Those that failed while it was known to be down cost none.
+    assert 0 < sum(reply.attempts - 1 for reply in replies) <= sick.arrived
 
     assert state.rejected <= 20, "after a rejection it rests, and then takes what it allows"
 

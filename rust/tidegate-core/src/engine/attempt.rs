@@ -385,6 +385,7 @@ impl Engine {
         let history = self.requests.history_mut(slot);
         history.attempted = true;
         history.waits = waits;
+        history.free = history.free.saturating_add(1);
         history.avoid = Some(Avoid { backend: id, account });
         history.waiting_since = now;
         let patience = self.own_fault.failures.max(1);

@@ -109,6 +109,9 @@ pub(super) struct Backend {
     pub(super) latency: Latency,
     pub(super) timeout: Option<Span>,
     pub(super) weight: f64,
+    /// Its place in the order of preference, and what a request costs there, in seconds.
+    pub(super) rank: u16,
+    pub(super) price: f64,
     /// Leases that run, strays included.
     pub(super) in_flight: u32,
     /// Of those, leases whose request has moved on.
@@ -146,6 +149,8 @@ impl Backend {
             latency: Latency::default(),
             timeout: spec.timeout,
             weight: spec.weight,
+            rank: 0,
+            price: 0.0,
             in_flight: 0,
             strays: 0,
             messages: 0,

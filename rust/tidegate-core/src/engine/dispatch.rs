@@ -4,7 +4,7 @@ use super::account::Account;
 use super::backend::{Blocked, Cause};
 use super::event::{Ending, Stage};
 use super::lease::LeaseId;
-use super::request::{Handle, Mark, State};
+use super::request::{Handle, History, Mark, State};
 use super::scope::Scoped;
 use super::tally::Tally;
 use super::ward::Ward;
@@ -25,7 +25,7 @@ pub struct Leased {
     pub backend: BackendId,
     /// On which of the backend's accounts, from 0.
     pub account: u32,
-    /// Which attempt it is, from 1. Attempts that a limit rejected are not counted.
+    /// Which attempt it is, from 1. Those that a limit rejected are not counted; those that failed while the backend was down are.
     pub attempt: u32,
     /// Of its request.
     pub priority: u8,
@@ -105,7 +105,7 @@ impl Engine {
         least.map(|(_, class)| class)
     }
 
-    /// The head of `class`, and the backend and account that take it now. If there is none, those of its set that were open are
+    /// The head of `class`, or the first behind it that fits, and the backend and account that take it now. If there is none, those of its set that were open are
     /// blocked when this returns, or the head is expired since it cannot go before its deadline: look again.
     #[inline]
     fn place(&mut self, now: Instant, class: u32) -> Option<(u32, (u16, u32))> {
@@ -119,17 +119,25 @@ impl Engine {
             return None;
         }
         let place = match *self.sets[set as usize].backends {
-            [only] => self.open_account(now, only, class, slot).map(|account| (only, account)),
+            [only] => {
+                let account = self.open_account(now, only, class, slot);
+                let is_late = |_: &u32| self.minds_deadlines && deadline < Instant::FAR && !self.is_in_time(now, only, deadline);
+                match account.filter(is_late) {
+                    None => account.map(|account| (slot, (only, account))),
+                    Some(account) => Some((self.fitting(now, class, only).unwrap_or(slot), (only, account))),
+                }
+            }
             _ => self.choose(now, class, slot),
         };
         if place.is_none() && deadline < Instant::FAR && self.is_hopeless(now, class, deadline) {
             self.abort(now, slot, Ending::Expired(Stage::Queued));
         }
-        place.map(|place| (slot, place))
+        place
     }
 
-    /// Of several backends, and their accounts that take the head in `slot` now, the one that it goes to.
-    fn choose(&mut self, now: Instant, class: u32, slot: u32) -> Option<(u16, u32)> {
+    /// Of several backends, and their accounts that take the head in `slot` now, the one that it goes to, or that the first one behind it goes to
+    /// that fits.
+    fn choose(&mut self, now: Instant, class: u32, mut slot: u32) -> Option<(u32, (u16, u32))> {
         let &Waiting { set, preferred, .. } = &self.classes[class as usize];
         self.found.clear();
         for index in 0..self.sets[set as usize].backends.len() {
@@ -138,22 +146,27 @@ impl Engine {
                 self.found.push((id, account));
             }
         }
+        if self.minds_deadlines && self.requests.get(slot).deadline < Instant::FAR && !self.found.is_empty() {
+            slot = self.fit_found(now, class, slot);
+        }
         if let [only] = *self.found {
-            return Some(only);
+            return Some((slot, only));
         }
         let avoid = self.requests.history(slot).and_then(|history| history.avoid).map(|avoid| avoid.backend);
-        let candidates = self.found.iter().map(|&(id, _)| {
+        let candidates = self.found.iter().map(|&(id, account)| {
             let backend = &self.backends[usize::from(id)];
             Candidate {
-                backend: id,
                 in_flight: backend.in_flight,
                 weight: backend.weight,
+                price: backend.price,
+                latency: &backend.latency,
+                health: &self.wards[self.ward_of(id, account)].health,
                 failed: avoid == Some(id),
                 preferred: preferred == Some(id),
+                rank: backend.rank,
             }
         });
-        let chosen = route::choose(candidates)?;
-        self.found.iter().find(|(id, _)| *id == chosen).copied()
+        route::choose(&*self.strategy, now, candidates).map(|index| (slot, self.found[index]))
     }
 
     /// The open account of a backend with the least load that admits the head in `slot`, rather not the one where its last attempt
@@ -227,8 +240,11 @@ impl Engine {
         let waiting = &mut self.classes[class as usize];
         self.sets[waiting.set as usize].used_at = now;
         let cost = waiting.cost;
-        let head = waiting.queue.pop(&mut self.requests);
-        debug_assert_eq!(head, Some(slot));
+        if waiting.queue.head(&self.requests) == Some(slot) {
+            waiting.queue.pop(&mut self.requests);
+        } else {
+            waiting.queue.remove(&mut self.requests, slot);
+        }
         self.ledger.queued -= 1;
         if self.flows.is_some() {
             self.flow_served(now, class, slot, id);
@@ -264,7 +280,8 @@ impl Engine {
         if full {
             self.fill(now, account);
         }
-        let (attempted, failed) = self.requests.history(slot).map_or((false, 0), |history| (history.attempted, history.failed));
+        let earlier = |history: &History| (history.attempted, history.failed + history.free);
+        let (attempted, failed) = self.requests.history(slot).map_or((false, 0), earlier);
         if !attempted {
             self.budget.deposit();
             if !self.overdrawn.is_empty() {

@@ -20,6 +20,7 @@ mod crew;
 mod dispatch;
 mod eligibility;
 mod event;
+mod fit;
 #[cfg(test)]
 mod growth;
 mod join;
@@ -51,6 +52,7 @@ use crate::ledger::Ledger;
 use crate::queue::ingress::Room;
 use crate::queue::{Class, Flows, Order, Place};
 use crate::retry::{Budget, Random, Retry};
+use crate::route::{LeastInFlight, Strategy};
 use crate::time::Instant;
 use crate::wheel::{TimerId, Wheel};
 use account::{Account, Accounts};
@@ -184,6 +186,9 @@ pub struct Engine {
     accounts: Vec<Account>,
     /// Backends on their accounts; those of one backend follow each other.
     wards: Vec<Ward>,
+    strategy: Box<dyn Strategy>,
+    /// As its strategy has it.
+    minds_deadlines: bool,
     monitor: Monitor,
     own_fault: OwnFault,
     scopes: Scopes,
@@ -231,6 +236,8 @@ impl Engine {
             backends: Vec::new(),
             accounts: Vec::new(),
             wards: Vec::new(),
+            strategy: Box::new(LeastInFlight),
+            minds_deadlines: false,
             monitor: Monitor { enabled: false, ..Monitor::default() },
             own_fault: OwnFault::default(),
             scopes: Scopes::default(),
@@ -292,6 +299,19 @@ impl Engine {
         self.ready.resize(self.backends.len().div_ceil(64), 0);
         self.backends_changed(now);
         BackendId(id)
+    }
+
+    /// How a backend is chosen when several are ready, from now on. A fresh engine has [`LeastInFlight`].
+    pub fn balance(&mut self, strategy: Box<dyn Strategy>) {
+        self.minds_deadlines = strategy.minds_deadlines();
+        self.strategy = strategy;
+    }
+
+    /// The place of a backend in the order of preference, the least of those that are ready being chosen, and what a request costs there,
+    /// in seconds that an answer may take longer elsewhere. A new backend has 0 and 0.
+    pub fn set_standing(&mut self, id: BackendId, rank: u16, price: f64) {
+        let backend = &mut self.backends[usize::from(id.0)];
+        (backend.rank, backend.price) = (rank, price);
     }
 
     /// Where requests take their places; producers on other threads share it.

@@ -124,6 +124,8 @@ pub(super) struct History {
     pub(super) postponed: Span,
     /// Attempts that failed. One that was rejected by a limit costs none.
     pub(super) failed: u32,
+    /// Attempts that failed at no cost, for the backend was known to be down.
+    pub(super) free: u32,
     /// Where the last attempt failed.
     pub(super) avoid: Option<Avoid>,
     /// When the wait that follows the last attempt, or being postponed, began.

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 
 use super::{Key, Place, Rule};
 
+/// Most requests of a class that are looked at for one that fits, in its lists and aside of them.
+const SCAN: usize = 64;
+
 /// The links of one request in its class; embedded in the owner's record of that request.
 #[derive(Clone, Copy, Debug)]
 pub struct Node {
@@ -150,6 +153,61 @@ impl Class {
         self.aside.insert(nodes.key(slot), slot);
         self.len += 1;
         self.head(nodes) == Some(slot)
+    }
+
+    /// The request with the least key of those that fit, as far as they are looked at: [`SCAN`] of the lists and as many of those aside. Where
+    /// `from` knows for a band below which key none fits, it begins there.
+    ///
+    /// # Complexity
+    /// O(`SCAN` + bands x log of how many are aside).
+    #[inline(never)]
+    pub fn first(&self, nodes: &impl Nodes, from: impl Fn(u8) -> Option<Key>, fits: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut left = SCAN;
+        let mut listed: Option<u32> = None;
+        for list in &self.lists {
+            let mut at = list.head;
+            while at != NIL && left > 0 && !fits(at) {
+                left -= 1;
+                at = nodes.node(at).next;
+            }
+            if at == NIL || left == 0 {
+                continue;
+            }
+            if listed.is_none_or(|least| nodes.key(at) < nodes.key(least)) {
+                listed = Some(at);
+            }
+            if !self.merged {
+                break; // The bands that follow are less urgent.
+            }
+        }
+        let aside = self.first_aside(nodes, from, fits);
+        listed.into_iter().chain(aside).min_by_key(|&slot| nodes.key(slot))
+    }
+
+    fn first_aside(&self, nodes: &impl Nodes, from: impl Fn(u8) -> Option<Key>, fits: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut start = *self.aside.first_key_value()?.0;
+        let mut band = None;
+        let mut left = SCAN;
+        loop {
+            let mut jump = None;
+            for (&key, &slot) in self.aside.range(start..) {
+                let here = nodes.node(slot).place.band();
+                if band.replace(here) != Some(here)
+                    && let Some(from) = from(here).filter(|&from| from > key)
+                {
+                    jump = Some(from);
+                    break;
+                }
+                if fits(slot) {
+                    return Some(slot);
+                }
+                left -= 1;
+                if left == 0 {
+                    return None;
+                }
+            }
+            start = jump?;
+        }
     }
 
     #[inline]
@@ -327,6 +385,55 @@ mod tests {
                 prop_assert_eq!(class.head(&store), waiting.first().map(|(_, slot)| *slot));
                 prop_assert_eq!((class.len(), class.is_empty()), (waiting.len(), waiting.is_empty()));
             }
+        }
+    }
+
+    proptest! {
+        /// The first that fits is the least of all keys that do, while no more than are looked at wait.
+        #[test]
+        fn finds_the_first_that_fits(
+            rule in rule(),
+            waiting in prop::collection::vec((prop::sample::select(vec![0u8, 128, 255]), 0u64..3, prop::option::of(1u64..100), any::<bool>()), 1..60),
+            due in 0u64..200,
+        ) {
+            let mut store = Store { rule, nodes: Vec::new() };
+            let mut class = Class::new(rule);
+            let mut now = Instant::ORIGIN;
+            for (band, pause, timeout, back) in waiting {
+                now = now + Span::from_nanos(pause);
+                let slot = store.nodes.len() as u32;
+                let deadline = timeout.map_or(Instant::FAR, |timeout| now + Span::from_nanos(timeout));
+                store.nodes.push((Node::new(Place::new(band, u64::from(slot))), now, deadline));
+                if back { class.set_aside(&mut store, slot) } else { class.insert(&mut store, slot) };
+            }
+            let due = Instant::ORIGIN + Span::from_nanos(due);
+            let fits = |slot: u32| store.nodes[slot as usize].2 >= due;
+            let all = 0..store.nodes.len() as u32;
+            let expected = all.filter(|&slot| fits(slot)).min_by_key(|&slot| store.key(slot));
+            prop_assert_eq!(class.first(&store, |band| rule.due_from(band, due), fits), expected);
+        }
+    }
+
+    /// However many do not fit, few are looked at; in the order of deadlines those that are aside are not looked at at all.
+    #[test]
+    fn looks_at_few() {
+        for (rule, finds) in [(Rule::Place, false), (Rule::Deadline, true)] {
+            let mut store = Store { rule, nodes: Vec::new() };
+            let mut class = Class::new(rule);
+            for slot in 0..10_000u32 {
+                let deadline = Instant::ORIGIN + Span::from_nanos(20_000 - u64::from(slot));
+                store.nodes.push((Node::new(Place::new(0, u64::from(slot))), Instant::ORIGIN, deadline));
+                class.set_aside(&mut store, slot);
+            }
+            let due = Instant::ORIGIN + Span::from_nanos(15_000);
+            let looked = std::cell::Cell::new(0);
+            let fits = |slot: u32| {
+                looked.set(looked.get() + 1);
+                // In the order of acceptance, those that came first are not to fit.
+                if finds { store.nodes[slot as usize].2 >= due } else { slot > 5_000 }
+            };
+            let first = class.first(&store, |band| rule.due_from(band, due), fits);
+            assert_eq!((first, looked.get()), if finds { (Some(5_000), 1) } else { (None, SCAN) });
         }
     }
 }

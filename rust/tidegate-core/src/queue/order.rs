@@ -64,6 +64,12 @@ impl Rule {
         }
     }
 
+    /// The least key of a band that a deadline from `due` on has, if keys are in the order of deadlines.
+    #[inline]
+    pub fn due_from(self, band: u8, due: Instant) -> Option<Key> {
+        (self == Rule::Deadline).then(|| Key::by(band, due.as_nanos(), Place::new(band, 0)))
+    }
+
     /// Whether keys of one band only grow in the order in which requests join.
     #[inline]
     pub const fn is_first_in_first_out(self) -> bool {

@@ -7,6 +7,7 @@ use crate::engine::{
 };
 use crate::queue::Order;
 use crate::retry::Retry;
+use crate::route::Adaptive;
 use crate::time::{Instant, Span};
 
 /// A client on an engine, which it lets decide everything.
@@ -21,6 +22,7 @@ impl Late {
     pub(super) fn new(order: Order, seed: u64) -> Late {
         let retry = Retry { attempts: 3, base: Span::from_millis(500), cap: Span::from_secs(30), budget_milli: 200 };
         let mut engine = Engine::new(&Options { capacity: 1 << 20, order, retry, seed }, Instant::ORIGIN);
+        engine.balance(Box::new(Adaptive));
         let spec = |site: &Site| BackendSpec {
             limits: vec![site.limit()],
             concurrency: None,
