@@ -410,7 +410,7 @@ mod tests {
     #[test]
     fn what_fails_everywhere_is_no_outlier() {
         let mut bench = Bench::new();
-        let share = |n: usize| if n % 4 == 0 { Sign::Fails } else { Sign::Works };
+        let share = |n: usize| if n.is_multiple_of(4) { Sign::Fails } else { Sign::Works };
         assert!((0..10_000).all(|n| bench.attempt(share(n), (0.25, false)).is_none()));
         let mut bench = Bench::new();
         assert!((0..10_000).any(|n| bench.attempt(share(n), OTHERS).is_some()));

@@ -351,7 +351,7 @@ impl Engine {
     fn failed(&mut self, now: Instant, slot: u32, lease: u32, is_local: bool) -> Finished {
         let leased = self.leases.get(lease);
         let (id, account) = (leased.backend, leased.account);
-        let is_own_fault = is_local && self.own_fault.since.is_some();
+        let is_own_fault = is_local && self.own_fault.tried_again_at.is_some();
         let is_lasting = self.requests.get(slot).flags.lasting;
         if !is_lasting && !self.winding_down && (is_own_fault || self.is_on_trial(id, account)) {
             return self.failed_on_trial(now, slot, lease);
@@ -381,18 +381,16 @@ impl Engine {
         let waits = self.waits_with(now, slot, lease);
         let leased = self.leases.get(lease);
         let (id, account) = (leased.backend, leased.account);
-        let tried_again_at = self.tried_again_at(id, account);
+        let tried_again_at = self.own_fault.tried_again_at.max(self.tried_again_at(id, account));
         let history = self.requests.history_mut(slot);
         history.attempted = true;
         history.waits = waits;
         history.free = history.free.saturating_add(1);
         history.avoid = Some(Avoid { backend: id, account });
         history.waiting_since = now;
-        let patience = self.own_fault.failures.max(1);
-        let backoff = self.retry.backoff(patience, &mut self.random);
+        let backoff = self.retry.backoff(1, &mut self.random);
         let set = self.classes[self.requests.get(slot).class as usize].set;
-        let goes_elsewhere =
-            self.own_fault.since.is_none() && self.sets[set as usize].backends.iter().any(|&other| self.works(other));
+        let goes_elsewhere = self.sets[set as usize].backends.iter().any(|&other| self.works(other));
         if goes_elsewhere {
             self.ledger.leased -= 1;
             self.enqueue(now, slot, true);

@@ -10,6 +10,9 @@ use crate::wheel::TimerId;
 
 /// A failure within so long of another one is at the same time, when it comes from this side of the line.
 const AT_ONCE: Span = Span::from_secs(5);
+/// Upper end of the first time during which nothing is tried when the fault is on this side; twice as long after each try that fails, up
+/// to the longest of a backend without a substitute.
+const OWN_PAUSE: Span = Span::from_secs(1);
 /// A set of backends for which nothing has waited for longer is not in use.
 const IN_USE: Span = Span::from_secs(60);
 /// What a failure counts in the estimate of latency, at least; what a rejection may count at most.
@@ -44,6 +47,8 @@ pub(super) struct Trial {
     on_trial: bool,
     /// It has said what it says.
     settled: bool,
+    /// It is the one that shows whether a fault of this side is over.
+    tries_own_fault: bool,
 }
 
 impl Trial {
@@ -54,17 +59,30 @@ impl Trial {
 
     /// Of a backend that is up.
     pub(super) const fn of_epoch(epoch: u32) -> Trial {
-        Trial { epoch, on_trial: false, settled: false }
+        Trial { epoch, on_trial: false, settled: false, tries_own_fault: false }
     }
 }
 
-/// Failures on this side of the line, such as of the name service, at most of the backends at once.
+/// Failures on this side of the line, such as of the name service, at most of the backends at once. What failed so takes nothing but one
+/// attempt at a time, of all, after each pause: the others wait, and are not asked to fail.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct OwnFault {
-    /// They are suspected since.
-    pub(super) since: Option<Instant>,
-    /// How many came since: the waits grow with it.
-    pub(super) failures: u32,
+    /// When an attempt is to show whether it is over; none while nothing is suspected.
+    pub(super) tried_again_at: Option<Instant>,
+    /// It runs.
+    trying: bool,
+    /// How many have shown that it is not.
+    tries: u32,
+}
+
+impl OwnFault {
+    fn bar(self, now: Instant) -> Bar {
+        match self.tried_again_at {
+            Some(_) if self.trying => Bar::Attempt,
+            Some(at) if at > now => Bar::Until(at),
+            _ => Bar::Lifted,
+        }
+    }
 }
 
 impl Ward {
@@ -79,6 +97,11 @@ impl Ward {
             Phase::Open { until } => Some(until),
             _ => None,
         }
+    }
+
+    /// Whether it waits for the end of a fault of this side, when there is one.
+    fn has_failed_here(&self) -> bool {
+        self.local_failure.is_some()
     }
 
     /// Attempts that its health lets start now.
@@ -121,7 +144,11 @@ impl Engine {
     pub(super) fn trial(&mut self, now: Instant, id: u16, account: u32) -> Trial {
         let index = self.ward_of(id, account);
         let ward = &self.wards[index];
-        if ward.health.is_up() { Trial::of_epoch(ward.epoch) } else { self.start_trial(now, index) }
+        if ward.health.is_up() && self.own_fault.tried_again_at.is_none() {
+            Trial::of_epoch(ward.epoch)
+        } else {
+            self.start_trial(now, index)
+        }
     }
 
     #[inline(never)]
@@ -129,9 +156,17 @@ impl Engine {
         let account = self.wards[index].account;
         let pace = pace(self.accounts[account as usize].quota.limits());
         let ward = &mut self.wards[index];
-        ward.running += 1;
-        ward.health.started(now, pace);
-        let trial = Trial { on_trial: true, ..Trial::of_epoch(ward.epoch) };
+        let mut trial = Trial::of_epoch(ward.epoch);
+        if !ward.health.is_up() {
+            ward.running += 1;
+            ward.health.started(now, pace);
+            trial.on_trial = true;
+        }
+        if self.own_fault.tried_again_at.is_some() && ward.has_failed_here() {
+            self.own_fault.trying = true;
+            trial.tries_own_fault = true;
+            self.rebar_failed_here(now);
+        }
         self.rebar(now, index);
         trial
     }
@@ -140,19 +175,19 @@ impl Engine {
     #[inline]
     pub(super) fn judge(&mut self, now: Instant, lease: u32, sign: Sign) {
         let leased = self.leases.get_mut(lease);
-        if !self.monitor.enabled || self.backends[usize::from(leased.backend)].is_many_hosts {
-            return;
-        }
-        if std::mem::replace(&mut leased.trial.settled, true) {
+        if !self.monitor.enabled || std::mem::replace(&mut leased.trial.settled, true) {
             return;
         }
         let (id, account, trial) = (leased.backend, leased.account, leased.trial);
         let index = self.ward_of(id, account);
+        if self.own_fault.tried_again_at.is_some() {
+            self.judge_own_fault(now, sign, trial);
+        }
+        if self.backends[usize::from(id)].is_many_hosts {
+            return;
+        }
         if sign == Sign::Works && !trial.on_trial && self.wards[index].health.is_calm() {
             self.wards[index].health.works(now);
-            if self.own_fault.since.is_some() {
-                self.end_own_fault();
-            }
             return;
         }
         self.weigh(now, index, trial, sign);
@@ -160,9 +195,6 @@ impl Engine {
 
     #[inline(never)]
     fn weigh(&mut self, now: Instant, index: usize, trial: Trial, sign: Sign) {
-        if sign == Sign::Works && self.own_fault.since.is_some() {
-            self.end_own_fault();
-        }
         let context = match sign {
             Sign::Fails | Sign::Works | Sign::Rejects => (self.others_risk(now, index), self.is_sole(now, index)),
             Sign::Nothing => (0.0, false),
@@ -213,23 +245,52 @@ impl Engine {
         let here: Vec<u16> = self.present().collect();
         let fails = |id: &&u16| self.wards_of(**id).any(|ward| ward.local_failure.is_some_and(|at| now.since(at) <= AT_ONCE));
         let failing = here.iter().filter(fails).count();
-        if here.len() >= 2 && 2 * failing > here.len() && self.own_fault.since.is_none() {
-            self.own_fault.since = Some(now);
+        if here.len() >= 2 && 2 * failing > here.len() && self.own_fault.tried_again_at.is_none() {
             self.push_event(Event::OwnFault { backends: failing as u32, of: here.len() as u32 });
+            // What failed elsewhere long ago says nothing.
+            for ward in &mut self.wards {
+                ward.local_failure = ward.local_failure.filter(|&at| now.since(at) <= AT_ONCE);
+            }
+            self.pause_for_own_fault(now);
+            self.rebar_failed_here(now);
+        } else if self.own_fault.tried_again_at.is_some() {
+            self.rebar(now, index);
         }
-        if self.own_fault.since.is_some() {
-            self.own_fault.failures = self.own_fault.failures.saturating_add(1);
-        }
-        self.own_fault.since.is_some()
+        self.own_fault.tried_again_at.is_some()
     }
 
-    #[cold]
-    fn end_own_fault(&mut self) {
-        self.own_fault = OwnFault::default();
-        for ward in &mut self.wards {
-            ward.local_failure = None;
+    /// What an attempt says of a fault of this side: whatever came back from a server, there is none.
+    #[inline(never)]
+    fn judge_own_fault(&mut self, now: Instant, sign: Sign, trial: Trial) {
+        if sign != Sign::Nothing {
+            let failed_here: Vec<usize> = (0..self.wards.len()).filter(|&ward| self.wards[ward].has_failed_here()).collect();
+            self.own_fault = OwnFault::default();
+            self.push_event(Event::OwnFaultOver);
+            for ward in failed_here {
+                self.wards[ward].local_failure = None;
+                self.rebar(now, ward);
+            }
+        } else if trial.tries_own_fault {
+            self.pause_for_own_fault(now);
+            self.rebar_failed_here(now);
         }
-        self.push_event(Event::OwnFaultOver);
+    }
+
+    fn pause_for_own_fault(&mut self, now: Instant) {
+        let OwnFault { tries, .. } = self.own_fault;
+        let longest = OWN_PAUSE.times(1 << tries.min(32)).min(self.monitor.sole_cap);
+        let half = longest.as_nanos() / 2;
+        let wait = Span::from_nanos(half + self.random.up_to(half));
+        self.own_fault = OwnFault { tried_again_at: Some(now + wait), trying: false, tries: tries.saturating_add(1) };
+    }
+
+    /// Opens or closes the wards that wait for the end of a fault of this side.
+    fn rebar_failed_here(&mut self, now: Instant) {
+        for index in 0..self.wards.len() {
+            if self.wards[index].has_failed_here() {
+                self.rebar(now, index);
+            }
+        }
     }
 
     /// An answer took so long, from sending to headers.
@@ -258,9 +319,10 @@ impl Engine {
         self.wards[first..first + backend.accounts.all().len()].iter()
     }
 
-    /// Whether a backend takes requests and is up on one of its accounts at least.
+    /// Whether a backend takes requests and is up on one of its accounts at least, also for this side of the line.
     pub(super) fn works(&self, id: u16) -> bool {
-        self.backends[usize::from(id)].takes_new() && self.wards_of(id).any(|ward| ward.health.is_up())
+        let is_reached = |ward: &Ward| self.own_fault.tried_again_at.is_none() || !ward.has_failed_here();
+        self.backends[usize::from(id)].takes_new() && self.wards_of(id).any(|ward| ward.health.is_up() && is_reached(ward))
     }
 
     /// Backends that take requests, but for their health.
@@ -316,7 +378,11 @@ impl Engine {
     /// Opens or closes a ward, and arms its timer, as its health has it.
     fn rebar(&mut self, now: Instant, index: usize) {
         let ward = &mut self.wards[index];
-        let bar = ward.health.bar(now, ward.running);
+        let bar = match self.own_fault.bar(now) {
+            Bar::Lifted => ward.health.bar(now, ward.running),
+            own if ward.has_failed_here() => own,
+            _ => ward.health.bar(now, ward.running),
+        };
         if let Some(timer) = ward.timer.take() {
             self.wheel.disarm(timer);
         }
