@@ -4,9 +4,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
-from tidegate import Backend, BackendQuota, Event, HealthMonitor, RateLimitScheduler, Reply, Request
+from tidegate import Backend, BackendQuota, Event, LoadBalancer, RateLimitScheduler, Reply, Request
 from tidegate.testing import ManualClock, servers
 
 Fault = Callable[["Upstream", Request], Awaitable[None]]
@@ -61,14 +61,17 @@ class Upstream:
         return sum(start <= at < end for at in self.calls)
 
 
+# Chooses by load alone. The other one leaves a backend that fails alone by itself, so that there is hardly anything to be told.
+IN_TURN = LoadBalancer(strategy="least_in_flight")
+
+
 class World:
     """Upstreams, a scheduler for them, and what it told."""
 
-    def __init__(self, clock: ManualClock, upstreams: Sequence[Upstream], *, health: HealthMonitor | None = None) -> None:
+    def __init__(self, clock: ManualClock, upstreams: Sequence[Upstream], **options: Any) -> None:
+        options.setdefault("balancer", IN_TURN)
         self.clock, self.upstreams = clock, upstreams
-        self.scheduler = RateLimitScheduler(
-            [upstream.backend for upstream in upstreams], clock=clock, seed=1, health=health or HealthMonitor()
-        )
+        self.scheduler = RateLimitScheduler([upstream.backend for upstream in upstreams], clock=clock, seed=1, **options)
         self.events: list[tuple[float, Event]] = []
         self.replies: list[Reply] = []
         self.ends: dict[object, float] = {}  # when a target's reply came

@@ -170,6 +170,12 @@ impl Health {
         self.phase == Phase::Up
     }
 
+    /// Whether it takes one request, to see.
+    #[inline]
+    pub fn awaits_probe(&self) -> bool {
+        self.phase == Phase::Probe { running: false }
+    }
+
     /// Whether it is up, and nothing speaks against that.
     #[inline]
     pub fn is_calm(&self) -> bool {

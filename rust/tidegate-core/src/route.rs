@@ -80,7 +80,8 @@ impl Strategy for Adaptive {
 /// What a latency counts of which nothing at all is known, in seconds: any, since all count the same.
 const UNKNOWN: f64 = 1.0;
 
-/// The place among the candidates of the one that did not just fail, is preferred, comes first in the order of preference, costs least, was
+/// The place among the candidates of the one that did not just fail, waits for its one probe (it would never recover beside one that is
+/// quicker), is preferred, comes first in the order of preference, costs least, was
 /// declared first.
 pub fn choose<'a>(
     strategy: &dyn Strategy,
@@ -93,7 +94,7 @@ pub fn choose<'a>(
         UNKNOWN
     };
     let order = |(index, one): (usize, Candidate<'_>)| {
-        ((one.failed, !one.preferred, one.rank), strategy.cost(now, &one, quickest), index)
+        ((one.failed, !one.health.awaits_probe(), !one.preferred, one.rank), strategy.cost(now, &one, quickest), index)
     };
     let least = |best: (_, f64, _), next: (_, f64, _)| if (next.0, next.1) < (best.0, best.1) { next } else { best };
     candidates.enumerate().map(order).reduce(least).map(|(_, _, index)| index)
@@ -131,6 +132,21 @@ mod tests {
         assert_eq!(pick(&LeastInFlight, &[candidate(&past, 2), candidate(&past, 1)]), Some(1));
         assert_eq!(pick(&LeastInFlight, &[heavy, candidate(&past, 2)]), Some(0));
         assert_eq!(pick(&LeastInFlight, &[candidate(&past, 1), candidate(&past, 1)]), Some(0));
+    }
+
+    #[test]
+    fn one_that_waits_for_its_probe_goes_before_a_quicker_one() {
+        let (quick, mut sick) = (after(0.1), after(9.0));
+        let (monitor, mut random) = (Monitor::default(), Random::new(1));
+        let mut until = None;
+        while until.is_none() {
+            let fails = (Sign::Fails, false, true);
+            until = sick.1.ended(Instant::ORIGIN, fails, (0.0, false), &monitor, &mut random);
+        }
+        sick.1.tick(Instant::ORIGIN + Span::from_secs(10), &monitor);
+        assert_eq!(pick(&Adaptive, &[candidate(&quick, 0), candidate(&sick, 0)]), Some(1));
+        let failed = Candidate { failed: true, ..candidate(&sick, 0) };
+        assert_eq!(pick(&Adaptive, &[candidate(&quick, 0), failed]), Some(0));
     }
 
     #[test]

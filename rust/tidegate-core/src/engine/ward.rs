@@ -4,6 +4,7 @@ use super::backend::Cause;
 use super::event::Event;
 use super::{BackendId, Engine, Timer};
 use crate::health::{Bar, Health, Monitor, Phase, Sign, Turn};
+use crate::latency::Latency;
 use crate::limit::Limit;
 use crate::time::{Instant, Span};
 use crate::wheel::TimerId;
@@ -365,6 +366,10 @@ impl Engine {
         if let Phase::Open { .. } = turn.phase {
             ward.epoch = ward.epoch.wrapping_add(1);
             ward.running = 0;
+        }
+        if let Phase::Ramp { .. } = turn.phase {
+            // How long it took to fail says nothing of how long it takes to answer.
+            self.backends[usize::from(ward.backend)].latency = Latency::default();
         }
         // Between probes there is nothing new to say.
         if turn.phase != (Phase::Probe { running: false }) {
