@@ -23,11 +23,11 @@ class LoadBalancer:
     * `"adaptive"`: the least seconds until an answer is expected. That is the latency of late (a peak EWMA to the response
       headers, in which a failure counts as slow) times requests in flight over `Backend.weight`, plus the likelihood of a
       failure times what trying again takes, plus the price, plus how much longer requests may have to wait that have fewer
-      backends to go to (`backends=`), from what they asked for in the last minute and what limits have left. A backend of which
-      nothing is known is tried as soon as nothing runs there. A request with a `timeout` leaves alone a backend that is likely
-      to answer too late, as long as another one behind it, of the same cost and for the same backends, has use for it; then that
-      one goes first. At most 64 of those that came in order and 64 others are looked at for that; with `order="edf"` any number
-      of these others.
+      backends to go to (`backends=`), from what they asked for in the last minute and what limits have left. A backend of
+      which nothing is known is tried as soon as nothing runs there. A request with a `timeout` leaves alone a backend that is
+      likely to answer too late, as long as another one behind it, of the same cost and for the same backends, has use for it;
+      then that one goes first. At most 64 of those that came in order and 64 others are looked at for that; with
+      `order="edf"` any number of these others.
     * `"least_in_flight"`: the fewest requests in flight over `Backend.weight`, then the one that was declared first. It learns
       nothing and knows no price.
 

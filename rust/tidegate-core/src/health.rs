@@ -191,8 +191,11 @@ impl Health {
 
     /// The likelihood that an attempt fails now: of those of the last minutes, and of one half.
     pub fn risk(&self, now: Instant) -> f64 {
+        if self.recent_failed == 0.0 {
+            return 0.0;
+        }
         let kept = kept(now.since(self.recent_at));
-        (self.recent_failed * kept + 0.5 * f64::from(u8::from(self.recent_failed > 0.0))) / (self.recent * kept + 1.0)
+        (self.recent_failed * kept + 0.5) / (self.recent * kept + 1.0)
     }
 
     /// From 0, nothing is sent to it, to 1: the share of attempts that succeed, times how much of it is used again in RAMP.

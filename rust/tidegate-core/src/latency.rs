@@ -27,6 +27,12 @@ impl Latency {
         self.known.then(|| self.average * kept(now.since(self.at)))
     }
 
+    /// Whether anything is known.
+    #[inline]
+    pub fn is_known(&self) -> bool {
+        self.known
+    }
+
     /// Within what an answer is likely to come; at once as long as nothing is known.
     #[inline]
     pub fn likely(&self, now: Instant) -> Span {

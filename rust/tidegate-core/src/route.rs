@@ -32,7 +32,8 @@ pub struct Candidate<'a> {
 /// How a backend is chosen among those that are ready, that did not just fail, that are preferred, and that come first in the order of
 /// preference: as far as all that leaves several.
 pub trait Strategy: fmt::Debug + Send + Sync {
-    /// What it costs to send a request there; the least is chosen. `quickest` is the shortest latency known of the candidates, in seconds.
+    /// What it costs to send a request there; the least is chosen. Where nothing is known of some candidate, `quickest` is the shortest latency
+    /// known of the others, in seconds.
     fn cost(&self, now: Instant, candidate: &Candidate<'_>, quickest: f64) -> f64;
 
     /// Whether it goes by what backends have done and what is asked of them. If not, `quickest` and [`Candidate::scarcity`] are not worked
@@ -88,7 +89,7 @@ pub fn choose<'a>(
     now: Instant,
     candidates: impl Iterator<Item = Candidate<'a>> + Clone,
 ) -> Option<usize> {
-    let quickest = if strategy.learns() {
+    let quickest = if strategy.learns() && candidates.clone().any(|one| !one.latency.is_known()) {
         candidates.clone().filter_map(|one| one.latency.read(now)).reduce(f64::min).unwrap_or(UNKNOWN)
     } else {
         UNKNOWN

@@ -222,7 +222,7 @@ impl Engine {
         }
         self.completed(now, now, index);
         let rejected = self.leases.get(index).rejected;
-        if request.is_some() {
+        if (self.monitor.enabled || self.learns) && request.is_some() {
             self.judge_end(now, index, outcome, answer, unsent);
         }
         self.leases.remove_timed(&mut self.backends[usize::from(id)].timed, index);

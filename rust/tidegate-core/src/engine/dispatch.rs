@@ -241,11 +241,7 @@ impl Engine {
         let waiting = &mut self.classes[class as usize];
         self.sets[waiting.set as usize].used_at = now;
         let cost = waiting.cost;
-        if waiting.queue.head(&self.requests) == Some(slot) {
-            waiting.queue.pop(&mut self.requests);
-        } else {
-            waiting.queue.remove(&mut self.requests, slot);
-        }
+        waiting.queue.take(&mut self.requests, slot);
         self.ledger.queued -= 1;
         if self.flows.is_some() {
             self.flow_served(now, class, slot, id);

@@ -22,9 +22,13 @@ impl Engine {
     /// likely to answer in time. Only those that are stay found. If there is none, the head may go to any of them: they may do better
     /// than they have of late, and nothing else of the class has use for them.
     pub(super) fn fit_found(&mut self, now: Instant, class: u32, slot: u32) -> u32 {
+        let deadline = self.requests.get(slot).deadline;
+        if self.found.iter().all(|&(id, _)| self.is_in_time(now, id, deadline)) {
+            return slot;
+        }
         let likely = |id: u16| self.backends[usize::from(id)].latency.likely(now);
         let Some(&(quickest, _)) = self.found.iter().min_by_key(|(id, _)| likely(*id)) else { return slot };
-        let slot = if self.is_in_time(now, quickest, self.requests.get(slot).deadline) {
+        let slot = if self.is_in_time(now, quickest, deadline) {
             slot
         } else {
             // Who fits a slower one fits the quickest: no slower one has a more urgent request.

@@ -250,6 +250,18 @@ impl Class {
         Some(slot)
     }
 
+    /// The same as [`remove`](Class::remove), for one that is most likely the head.
+    #[inline]
+    pub fn take(&mut self, nodes: &mut impl Nodes, slot: u32) {
+        let next = match (nodes.node(slot), self.lists.first()) {
+            (&Node { prev: NIL, next, .. }, Some(first)) if next != NIL && first.head == slot => next,
+            _ => return self.remove(nodes, slot),
+        };
+        self.len -= 1;
+        nodes.node_mut(next).prev = NIL;
+        self.lists[0].head = next;
+    }
+
     /// Takes out the request in `slot`, which waits here.
     pub fn remove(&mut self, nodes: &mut impl Nodes, slot: u32) {
         let Node { next, prev, place } = *nodes.node(slot);
@@ -375,7 +387,9 @@ mod tests {
                     }
                     Op::Remove(index) => {
                         let entry = waiting.iter().nth(index % waiting.len().max(1)).copied();
-                        entry.inspect(|entry| class.remove(&mut store, entry.1))
+                        entry.inspect(|entry| {
+                            if index % 2 == 0 { class.remove(&mut store, entry.1) } else { class.take(&mut store, entry.1) }
+                        })
                     }
                 };
                 if let Some(entry) = leaving {
