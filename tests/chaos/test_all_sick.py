@@ -51,10 +51,8 @@ async def test_ten_minutes_without_anybody(fault, count):
         back = clock.time()
         for upstream in upstreams:
             upstream.fault = None
-        again = max(world.named("backend_down", upstream.name)[-1] for upstream in upstreams)
-        again = max(
-            at + event.seconds for at, event in [world.named("backend_down", upstream.name)[-1] for upstream in upstreams]
-        )
+        last = [world.named("backend_down", upstream.name)[-1] for upstream in upstreams]
+        again = max(at + event.seconds for at, event in last)
         await clock.run_for(max(again - back, 0) + 6)
         # No stampede: the ramp goes up from one, and no faster than the limit allows in the long run.
         for upstream in upstreams:
@@ -147,6 +145,29 @@ async def test_ten_minutes_without_names():
         await world.finish()
         world.check()
         assert calls <= 1.1 * 900
+
+
+async def test_names_of_two_are_not_found():
+    """The third serves what it serves alone, whatever is suspected."""
+
+    async def served(upstreams):
+        async with World(upstreams[0].clock, upstreams) as world:
+            await world.submit(range(800))
+            await upstreams[0].clock.run_for(20)
+            alone = len(upstreams[0].served)
+            for upstream in upstreams:
+                upstream.fault = None
+            await world.finish()
+            world.check()
+            return alone, world
+
+    _, alone = several(1)
+    _, (a, b, c) = several(3)
+    b.fault = c.fault = is_unknown
+    most, _ = await served(alone)
+    kept, world = await served([a, b, c])
+    assert kept >= 0.99 * most
+    assert len(world.named("own_fault")) <= 10
 
 
 async def test_names_of_one_are_not_found():
