@@ -24,8 +24,8 @@ class Backend:
         timeout: Longest attempt, in seconds; None for no end. A handler that is not done by then is cancelled (a thread is
             left to itself and keeps its concurrency until it returns).
         accounts: Keys, sessions, addresses: whatever the server counts by, at least one. Each has the quota and the concurrency
-            to itself; an attempt goes to the least busy one that has room, and finds it as `request.account`. Of several, one
-            that fails again and again rests, up to a minute.
+            to itself; an attempt goes to the least busy one that has room, and finds it as `request.account`. The health of each
+            is watched by itself.
         weight: Its share when several backends are ready, above 0.
         classify: `classify(request, value_or_exception) -> Outcome`, instead of the rules in the guide.
         cold_start: What is assumed of the server when the scheduler is made, which may remember what an earlier run of this

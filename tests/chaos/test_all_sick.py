@@ -27,8 +27,11 @@ def served_of(upstreams, start, end):
     return sum(upstream.served_between(start, end) for upstream in upstreams)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("fault", [refuses, is_silent, answers(500)], ids=["refuses", "silent", "500"])
+@pytest.mark.parametrize(
+    "fault, count",
+    [(refuses, 1), (refuses, 3), (is_silent, 3), (answers(500), 3)],
+    ids=["one refuses", "three refuse", "three are silent", "three answer 500"],
+)
 async def test_ten_minutes_without_anybody(fault, count):
     """F11. Nothing fails, nothing polls, and all is delivered when they are back."""
     clock, upstreams = several(count)
@@ -48,10 +51,8 @@ async def test_ten_minutes_without_anybody(fault, count):
         back = clock.time()
         for upstream in upstreams:
             upstream.fault = None
-        again = max(world.named("backend_down", upstream.name)[-1] for upstream in upstreams)
-        again = max(
-            at + event.seconds for at, event in [world.named("backend_down", upstream.name)[-1] for upstream in upstreams]
-        )
+        last = [world.named("backend_down", upstream.name)[-1] for upstream in upstreams]
+        again = max(at + event.seconds for at, event in last)
         await clock.run_for(max(again - back, 0) + 6)
         # No stampede: the ramp goes up from one, and no faster than the limit allows in the long run.
         for upstream in upstreams:
@@ -66,6 +67,7 @@ async def test_ten_minutes_without_anybody(fault, count):
         assert calls_of(upstreams, 0, clock.time()) <= 1.1 * requests
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_nothing_wakes_while_all_are_down():
     """Between two probes time passes in one step, however many wait."""
     clock, upstreams = several(3, refuses)
@@ -145,6 +147,29 @@ async def test_ten_minutes_without_names():
         assert calls <= 1.1 * 900
 
 
+async def test_names_of_two_are_not_found():
+    """The third serves what it serves alone, whatever is suspected."""
+
+    async def served(upstreams):
+        async with World(upstreams[0].clock, upstreams) as world:
+            await world.submit(range(800))
+            await upstreams[0].clock.run_for(20)
+            alone = len(upstreams[0].served)
+            for upstream in upstreams:
+                upstream.fault = None
+            await world.finish()
+            world.check()
+            return alone, world
+
+    _, alone = several(1)
+    _, (a, b, c) = several(3)
+    b.fault = c.fault = is_unknown
+    most, _ = await served(alone)
+    kept, world = await served([a, b, c])
+    assert kept >= 0.99 * most
+    assert len(world.named("own_fault")) <= 10
+
+
 async def test_names_of_one_are_not_found():
     """The name is at fault: ordinary."""
     clock, (a, b, sick) = several(3)
@@ -158,6 +183,7 @@ async def test_names_of_one_are_not_found():
         assert len(sick.calls) < 30
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_storm_of_rejections():
     """F5: 429 without a word on when, of one of three."""
     clock, (a, b, sick) = several(3)

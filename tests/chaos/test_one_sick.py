@@ -84,6 +84,7 @@ async def test_requests_wait_no_longer_than_without_it(fault):
         assert calls <= 1.1 * 2000
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 @every_fault
 async def test_it_is_used_again_as_soon_as_it_was_said(fault):
     """R: nine tenths of what it served before, one second after the pause that was announced last."""
@@ -106,7 +107,8 @@ async def test_it_is_used_again_as_soon_as_it_was_said(fault):
         assert kinds[-1] in {"backend_recovering", "backend_up"}
 
 
-@every_fault
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+@pytest.mark.parametrize("fault", [is_silent, answers(500)], ids=["silent", "500"])
 async def test_it_is_told(fault):
     clock, (*healthy, sick) = three(fault)
     async with World(clock, [*healthy, sick]) as world:

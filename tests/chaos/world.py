@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import pairwise
 from typing import Any, Self
 
 from tidegate import Backend, BackendQuota, Event, LoadBalancer, RateLimitScheduler, Reply, Request
@@ -148,10 +147,6 @@ def most_within(instants: Sequence[float], span: float) -> int:
             first += 1
         most = max(most, last - first + 1)
     return most
-
-
-def gaps(instants: Sequence[float]) -> list[float]:
-    return [late - early for early, late in pairwise(instants)]
 
 
 async def is_silent(upstream: Upstream, request: Request) -> None:
