@@ -277,10 +277,11 @@ class NitterBackend(ItemBackend):
         `rejections`: how many the mirror had given when this page was asked for.
         """
         status = response.status
+        base = shown(mirror)  # links of tweets are not to have its password in them
         try:
             if status >= 400:
                 raise _refused(response, read_refusal(body))
-            page = read_rss(body, mirror, response.headers.get("Min-Id")) if self._is_rss else read_html(body, mirror)
+            page = read_rss(body, base, response.headers.get("Min-Id")) if self._is_rss else read_html(body, base)
             self._news[mirror].accepted(rejections)
             return page
         except RefusedError as error:
