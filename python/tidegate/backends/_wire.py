@@ -28,6 +28,10 @@ from tidegate.backends._scrape import ScrapeError
 
 Proxies = Mapping[str, str]
 
+LARGEST_ANSWER = 32 * 1024 * 1024
+"""Bytes of an answer that are read; the largest, a thousand posts as JSON, have a few MiB."""
+PIECE = 64 * 1024
+
 
 class Lines:
     """The connections of one backend, kept from scrape to scrape.
@@ -57,7 +61,8 @@ class Lines:
     def send(self, message: PreparedRequest, timeout: object, proxies: Proxies | None) -> Response:
         """Send a message, and return when its response headers have arrived."""
         url = str(message.url)
-        adapter = self._session.get_adapter(url)
+        with self._lock:  # while one is adopted, others are not in their places
+            adapter = self._session.get_adapter(url)
         target = self._moved(url)
         sent = message.copy()
         sent.url = target
@@ -161,12 +166,23 @@ class Wire(BaseAdapter):
         try:
             response = self._lines.send(message, timeout, self._proxies)
             self._request.ack(response.status_code, response.headers, retry_after=_reset_in(response))
-            _ = response.content
+            _read(response)
             return response
         except RequestException as error:
             problem = _problem(error)
         # Not in there: the error may tell of a proxy, and would be the context of ours.
         raise ScrapeError(problem, url=shown(str(message.url)))
+
+
+def _read(response: Response) -> None:
+    """Read an answer to its end, unpacked, which may be a thousand times as much as was sent."""
+    body = bytearray()
+    for piece in response.iter_content(PIECE):
+        body += piece
+        if len(body) > LARGEST_ANSWER:
+            response.close()
+            raise ScrapeError(f"an answer of more than {LARGEST_ANSWER >> 20} MiB", url=shown(response.url))
+    response._content = bytes(body)  # noqa: SLF001 - it has no other way to be given one
 
 
 def _is_rejection(response: Response) -> bool:

@@ -4,6 +4,7 @@ Behind nginx, which judges: what `limit_req` allows is kept to the message. Ever
 """
 
 import asyncio
+import gzip
 import json
 import logging
 import re
@@ -635,6 +636,48 @@ async def test_who_does_not_exist_is_not_asked_for_again(service, serve):
     assert isinstance(failed.__cause__, BackendRejectedError)
     assert "twitter-profile: User unavailable" in str(failed.__cause__)
     assert len(failed.attempts) == 1
+
+
+@pytest.mark.parametrize(
+    "scraper, target",
+    [
+        ("telegram-channel", "nobody"),
+        ("mastodon-profile", "@nobody@mastodon.example"),
+        ("mastodon-toot", "https://mastodon.example/@nobody/1"),
+        ("facebook-user", "nobody"),
+        ("instagram-user", "nobody"),
+        ("vkontakte-user", "nobody"),
+        ("weibo-user", "nobody"),
+    ],
+)
+async def test_404_is_no_empty_list(scraper, target, service, serve):
+    """Most of these scrapers end without a word, as if there were no items."""
+    service.faults = {1: status(404), 2: status(404)}
+    backend = SnscrapeBackend("sns", scraper, "100/s", base_url=await serve(service.answer))
+    async with RateLimitScheduler([backend], retry=AGAIN) as scheduler:
+        failed = await failure(scheduler, target)
+    assert (failed.__cause__.status, len(failed.attempts)) == (404, 1)
+
+
+async def test_an_answer_without_end_is_left(service, serve):
+    """Packed it has 64 KiB."""
+    packed = gzip.compress(bytes(64 << 20))
+    service.faults = {1: lambda _: web.Response(body=packed, headers={"Content-Encoding": "gzip"})}
+    backend = SnscrapeBackend("sns", "telegram-channel", "100/s", base_url=await serve(service.answer))
+    async with RateLimitScheduler([backend], retry=ONCE) as scheduler:
+        failed = await failure(scheduler, "ada")
+        assert str(failed.__cause__) == "https://t.me/s/ada: an answer of more than 32 MiB"
+        assert len((await scheduler.fetch("ada")).value) == MANY
+
+
+async def test_a_function_that_gives_no_proxies_is_said_once(service, serve):
+    backend = SnscrapeBackend(
+        "sns", "telegram-channel", "100/s", base_url=await serve(service.answer), proxies=lambda _: "http://user:s3cret@proxy"
+    )
+    async with RateLimitScheduler([backend], retry=AGAIN) as scheduler:
+        failed = await failure(scheduler, "ada")
+    assert "proxies='str': give a mapping" in str(failed)
+    assert (len(failed.attempts), service.asked) == (1, [])
 
 
 @pytest.mark.parametrize(
