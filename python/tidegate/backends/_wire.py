@@ -31,6 +31,8 @@ Proxies = Mapping[str, str]
 LARGEST_ANSWER = 32 * 1024 * 1024
 """Bytes of an answer that are read; the largest, a thousand posts as JSON, have a few MiB."""
 PIECE = 64 * 1024
+MOST_BARREN = 200
+"""Messages without a new item after which a scrape reads no further; of a search, snscrape reads at most 20 empty pages."""
 
 
 class Lines:
@@ -111,6 +113,7 @@ class Wire(BaseAdapter):
         self._proxies = proxies
         self._sent = False
         self._read = False
+        self._barren = 0  # messages since an item came that this attempt had not had
         self.url: str | None = None
         self.status: int | None = None
 
@@ -123,6 +126,10 @@ class Wire(BaseAdapter):
         # Proxies are our business, so that their passwords are not in what snscrape logs.
         session.trust_env = False
 
+    def bore(self) -> None:
+        """What was read had an item that this attempt had not had."""
+        self._barren = 0
+
     def send(
         self,
         request: PreparedRequest,
@@ -134,6 +141,8 @@ class Wire(BaseAdapter):
     ) -> Response:
         """Send one message of the session, and read its answer."""
         self.url, self.status = str(request.url), None
+        if self._barren == MOST_BARREN:
+            raise ScrapeError(f"{MOST_BARREN} messages brought nothing new: the pages lead in a circle", url=shown(self.url))
         while True:
             self._wait()
             response = self._exchange(request, self._timeout or timeout)
@@ -144,6 +153,7 @@ class Wire(BaseAdapter):
                 msg = f"{shown(self.url)}: status {response.status_code}"
                 raise BackendRateLimitedError(msg, retry_after=_reset_in(response))
         self._read = True
+        self._barren += 1
         if response.status_code >= 500 or response.status_code == 408:
             raise ScrapeError(f"status {response.status_code}", url=shown(self.url), status=response.status_code)
         return response

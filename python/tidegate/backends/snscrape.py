@@ -107,9 +107,14 @@ class SnscrapeBackend(ItemBackend):
             scraper._rate_limited_get = scraper._get  # noqa: SLF001
         try:
             if most is None or len(items) < most:
+                had: set[tuple[str, str]] = set()
                 for item in scraper.get_items():
-                    if not items.offer_blocking(request, (type(item).__name__, str(item)), item):
+                    key = type(item).__name__, str(item)
+                    if not items.offer_blocking(request, key, item):
                         return None
+                    if key not in had:
+                        had.add(key)
+                        wire.bore()
                     if most is not None and len(items) >= most:
                         break
         except TidegateError:

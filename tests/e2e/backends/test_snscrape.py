@@ -670,6 +670,21 @@ async def test_an_answer_without_end_is_left(service, serve):
         assert len((await scheduler.fetch("ada")).value) == MANY
 
 
+async def test_pages_in_a_circle_are_left(service, serve):
+    """The second page leads to itself."""
+    ring = page('<a href="/s/ada?before=9" class="tme_messages_more" data-before="9"></a>' + telegram_post("ada", 9, "post 9"))
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        service.asked.append(request.path_qs)
+        return telegram(request) if "before" not in request.query else web.Response(body=ring.body, content_type="text/html")
+
+    backend = SnscrapeBackend("sns", "telegram-channel", base_url=await serve(answer))
+    async with RateLimitScheduler([backend], retry=ONCE) as scheduler:
+        failed = await failure(scheduler, "ada")
+    assert str(failed.__cause__) == "https://t.me/s/ada: 200 messages brought nothing new: the pages lead in a circle"
+    assert len(service.asked) == 1 + 1 + 200
+
+
 async def test_a_function_that_gives_no_proxies_is_said_once(service, serve):
     backend = SnscrapeBackend(
         "sns", "telegram-channel", "100/s", base_url=await serve(service.answer), proxies=lambda _: "http://user:s3cret@proxy"
