@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from tidegate import BackendQuota, BackendRateLimitedError, BackendRejectedError, ConfigError, Request, TidegateError
 from tidegate._outcome import PutBackError
 from tidegate._quota import count_of, seconds_of
+from tidegate._quote import shown as shown_target
 from tidegate.backends._address import refused, shown
 from tidegate.backends._items import Channel, Gathered, ItemBackend, ItemStream, items_of, target_of
 from tidegate.backends._nitter_page import Page, Refusal, RefusedError, Tweet, read_html, read_refusal, read_rss
@@ -385,7 +386,7 @@ def _public(error: RefusedError, mirror: str, target: object) -> TidegateError:
         case Refusal.LIMITED:
             return BackendRateLimitedError(f"{shown(mirror)}: {error.said}")
         case Refusal.UNAVAILABLE:
-            return NitterTargetError(f"{target}: {error.said}")
+            return NitterTargetError(f"{shown_target(target)}: {error.said}")
         case _:
             return MirrorError(shown(mirror), error.said)
 

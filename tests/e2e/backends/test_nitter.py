@@ -277,6 +277,16 @@ async def test_target_at_fault_is_told_at_once(form, status, body, said, serve):
     assert len(arrived) == 1
 
 
+async def test_search_that_is_too_long_is_told_in_short(serve):
+    async def answer(request):
+        return page(panel("Search input too long."), 400)
+
+    async with RateLimitScheduler([NitterBackend("nitter", [await serve(answer)])]) as scheduler:
+        error = await failure(scheduler, "x" * 2000)
+    assert str(error).endswith("…: Search input too long.")
+    assert len(str(error)) < 400
+
+
 @pytest.mark.parametrize(
     "status, body, reason",
     [
