@@ -42,6 +42,8 @@ LARGEST_PAGE = 1024 * 1024
 """Bytes of a page that are read; one of twenty tweets has a tenth of that."""
 LARGEST_ERROR = 64 * 1024
 """The same of an error page."""
+MOST_WITHHELD = 5
+"""Pages in a row without a tweet after which none is asked for any more: on a page, all may be withheld."""
 USER = re.compile(r"[A-Za-z0-9_]{1,50}")
 
 
@@ -327,6 +329,7 @@ class _Walk:
         self._target = target
         self._cursor: str | None = None
         self._seen: set[int] = set()
+        self._withheld = 0  # pages without a tweet, in a row
 
     @property
     def has_begun(self) -> bool:
@@ -354,8 +357,10 @@ class _Walk:
         since, seen = self._target.since, len(self._seen)
         self._seen.update(tweet.id for tweet in page.tweets)
         is_past = since is not None and page.reached is not None and page.reached < since
+        self._withheld = 0 if page.tweets else self._withheld + 1
         # A page without anything new would be followed by others for ever.
-        self.ended = page.cursor is None or len(self._seen) == seen or is_past
+        is_stale = self._withheld == MOST_WITHHELD or (bool(page.tweets) and len(self._seen) == seen)
+        self.ended = page.cursor is None or is_stale or is_past
         self._cursor = page.cursor
 
 

@@ -210,6 +210,27 @@ async def test_pages_without_end_end(serve):
     assert arrived == ["", "cursor=c1"]
 
 
+WITHHELD = '<div class="timeline-item"><div class="tweet-body"><div class="unavailable-box">Unavailable</div></div></div>'
+
+
+@pytest.mark.parametrize("withheld, messages", [(1, 3), (4, 6), (5, 6), (100, 6)])
+async def test_pages_whose_tweets_are_withheld_are_passed_over(withheld, messages, serve):
+    """The first page and the last one have a tweet; of those between them five at most are read."""
+    arrived = []
+
+    async def answer(request):
+        arrived.append(request.query_string)
+        shown = WITHHELD * 20 if 1 < len(arrived) <= withheld + 1 else item(Post(len(arrived)))
+        more = (
+            f'<div class="show-more"><a href="?cursor=c{len(arrived)}">Load more</a></div>' if len(arrived) < withheld + 2 else ""
+        )
+        return page(timeline(shown, more))
+
+    async with RateLimitScheduler([NitterBackend("nitter", [await serve(answer)])]) as scheduler:
+        assert ids((await scheduler.fetch("@ada")).value) == ([1, withheld + 2] if withheld < 5 else [1])
+    assert len(arrived) == messages
+
+
 async def test_replies_are_a_page_of_their_own(serve):
     paths = []
 
