@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from threading import Lock
@@ -31,8 +32,9 @@ Proxies = Mapping[str, str]
 LARGEST_ANSWER = 32 * 1024 * 1024
 """Bytes of an answer that are read; the largest, a thousand posts as JSON, have a few MiB."""
 PIECE = 64 * 1024
-MOST_BARREN = 200
-"""Messages without a new item after which a scrape reads no further; of a search, snscrape reads at most 20 empty pages."""
+MOST_ALIKE = 100
+"""How often a scrape may send the same message without a new item. Different ones may be many: a thread of tweets is read from
+each tweet of it, and most of them lead to nothing new."""
 
 
 class Lines:
@@ -113,7 +115,7 @@ class Wire(BaseAdapter):
         self._proxies = proxies
         self._sent = False
         self._read = False
-        self._barren = 0  # messages since an item came that this attempt had not had
+        self._since: Counter[int] = Counter()  # answered since an item came that this attempt had not had, by their hashes
         self.url: str | None = None
         self.status: int | None = None
 
@@ -128,7 +130,7 @@ class Wire(BaseAdapter):
 
     def bore(self) -> None:
         """What was read had an item that this attempt had not had."""
-        self._barren = 0
+        self._since.clear()
 
     def send(
         self,
@@ -141,8 +143,9 @@ class Wire(BaseAdapter):
     ) -> Response:
         """Send one message of the session, and read its answer."""
         self.url, self.status = str(request.url), None
-        if self._barren == MOST_BARREN:
-            raise ScrapeError(f"{MOST_BARREN} messages brought nothing new: the pages lead in a circle", url=shown(self.url))
+        same = hash((request.method, request.url, request.body))
+        if self._since[same] == MOST_ALIKE:
+            raise ScrapeError(f"{MOST_ALIKE} times nothing new: the pages lead in a circle", url=shown(self.url))
         while True:
             self._wait()
             response = self._exchange(request, self._timeout or timeout)
@@ -153,7 +156,7 @@ class Wire(BaseAdapter):
                 msg = f"{shown(self.url)}: status {response.status_code}"
                 raise BackendRateLimitedError(msg, retry_after=_reset_in(response))
         self._read = True
-        self._barren += 1
+        self._since[same] += 1
         if response.status_code >= 500 or response.status_code == 408:
             raise ScrapeError(f"status {response.status_code}", url=shown(self.url), status=response.status_code)
         return response

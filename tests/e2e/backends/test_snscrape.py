@@ -681,8 +681,21 @@ async def test_pages_in_a_circle_are_left(service, serve):
     backend = SnscrapeBackend("sns", "telegram-channel", base_url=await serve(answer))
     async with RateLimitScheduler([backend], retry=ONCE) as scheduler:
         failed = await failure(scheduler, "ada")
-    assert str(failed.__cause__) == "https://t.me/s/ada: 200 messages brought nothing new: the pages lead in a circle"
-    assert len(service.asked) == 1 + 1 + 200
+    assert str(failed.__cause__) == "https://t.me/s/ada: 100 times nothing new: the pages lead in a circle"
+    assert len(service.asked) == 1 + 1 + 100
+
+
+async def test_pages_that_bring_nothing_for_long_are_no_circle(service, serve):
+    async def answer(request: web.Request) -> web.StreamResponse:
+        service.asked.append(request.path_qs)
+        left = 150 - len(service.asked)
+        more = f'<a href="/s/ada?before={left}" class="tme_messages_more" data-before="{left}"></a>'
+        return page(more if left else telegram_post("ada", 1, "post 1"))
+
+    backend = SnscrapeBackend("sns", "telegram-channel", base_url=await serve(answer))
+    async with RateLimitScheduler([backend], retry=ONCE) as scheduler:
+        assert texts((await scheduler.fetch("ada")).value) == ["https://t.me/s/ada/1"]
+    assert len(service.asked) == 150
 
 
 async def test_a_function_that_gives_no_proxies_is_said_once(service, serve):
