@@ -199,6 +199,27 @@ async def test_leaving_cancels_and_the_handler_ends_between_two_items(way, kind,
         assert scheduler.ledger().cancelled == 1
 
 
+async def test_leaving_while_a_stream_waits_to_be_accepted_ends_it(kind, log):
+    gate = asyncio.Event()
+
+    async def handle(request):
+        await gate.wait()
+
+    backend = numbers(kind, log)
+    async with RateLimitScheduler([ItemBackend("gated", handle), backend], capacity=1) as scheduler:
+        ticket = await scheduler.submit("x", backends="gated")
+        stream = backend.stream(scheduler, 5)
+        reading = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        await stream.aclose()
+        gate.set()
+        await ticket
+        with pytest.raises(StopAsyncIteration):
+            async with asyncio.timeout(10):
+                await reading
+        assert log.offered == []
+
+
 async def test_a_cancelled_read_loses_no_item(kind, log):
     gate = threading.Event()
 

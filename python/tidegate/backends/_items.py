@@ -146,7 +146,7 @@ class ItemStream:
             self._begins = False
         self._ticket = ticket
         if self._closed:
-            ticket.cancel()
+            _leave(channel, ticket)
         self._scheduler._running().feed_from(channel)  # noqa: SLF001 - its other half
         ended: asyncio.Future[None] = channel.loop.create_future()
         ended.add_done_callback(lambda _: channel.finish(_error_of(ticket)))

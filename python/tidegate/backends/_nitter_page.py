@@ -43,7 +43,7 @@ class Tweet:
         is_reply: It answers somebody else.
         quoted: The number of the tweet that it quotes.
         links: The http(s) links of its text, in full.
-        media: Pictures and videos, as URLs on the mirror that was asked.
+        media: Pictures and videos, as URLs on the mirror that was asked, without user and password.
     """
 
     id: int
@@ -113,7 +113,7 @@ PREFIXES = {
 
 
 def read_html(body: bytes, base: str) -> Page:
-    """The page that a timeline or a search is shown on; `base` is the mirror's URL.
+    """The page that a timeline or a search is shown on; `base` is the mirror's URL, which links are read from.
 
     Raises:
         RefusedError: It has no tweets, for another reason than that there are none.
@@ -197,7 +197,7 @@ def _refusal(document: HtmlElement) -> RefusedError:
     panels = parts["error-panel"]
     said = _line(panels[0] if panels else document)
     lowered = said.lower()
-    if "has been rate limited" in lowered:
+    if "has been rate limited" in lowered and (panels or not parts["timeline"]):  # there they are the words of a tweet
         return RefusedError(Refusal.LIMITED, _short(said))
     if not panels:
         title = document.findtext(".//title")
@@ -360,9 +360,9 @@ def _written_at(title: str) -> datetime | None:
 def _published_at(date: str) -> datetime | None:
     try:
         at = parsedate_to_datetime(date)
-    except ValueError:
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # the latter for the year 10000 in UTC, and for a time zone of many digits
         return None
-    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _numbered_at(number: int) -> datetime:

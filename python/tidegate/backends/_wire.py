@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from threading import Lock
@@ -27,6 +28,13 @@ from tidegate.backends._items import target_of
 from tidegate.backends._scrape import ScrapeError
 
 Proxies = Mapping[str, str]
+
+LARGEST_ANSWER = 32 * 1024 * 1024
+"""Bytes of an answer that are read; the largest, a thousand posts as JSON, have a few MiB."""
+PIECE = 64 * 1024
+MOST_ALIKE = 100
+"""How often a scrape may send the same message without a new item. Different ones may be many: a thread of tweets is read from
+each tweet of it, and most of them lead to nothing new."""
 
 
 class Lines:
@@ -57,7 +65,8 @@ class Lines:
     def send(self, message: PreparedRequest, timeout: object, proxies: Proxies | None) -> Response:
         """Send a message, and return when its response headers have arrived."""
         url = str(message.url)
-        adapter = self._session.get_adapter(url)
+        with self._lock:  # while one is adopted, others are not in their places
+            adapter = self._session.get_adapter(url)
         target = self._moved(url)
         sent = message.copy()
         sent.url = target
@@ -106,6 +115,7 @@ class Wire(BaseAdapter):
         self._proxies = proxies
         self._sent = False
         self._read = False
+        self._since: Counter[int] = Counter()  # answered since an item came that this attempt had not had, by their hashes
         self.url: str | None = None
         self.status: int | None = None
 
@@ -118,6 +128,10 @@ class Wire(BaseAdapter):
         # Proxies are our business, so that their passwords are not in what snscrape logs.
         session.trust_env = False
 
+    def bore(self) -> None:
+        """What was read had an item that this attempt had not had."""
+        self._since.clear()
+
     def send(
         self,
         request: PreparedRequest,
@@ -129,6 +143,9 @@ class Wire(BaseAdapter):
     ) -> Response:
         """Send one message of the session, and read its answer."""
         self.url, self.status = str(request.url), None
+        same = hash((request.method, request.url, request.body))
+        if self._since[same] == MOST_ALIKE:
+            raise ScrapeError(f"{MOST_ALIKE} times nothing new: the pages lead in a circle", url=shown(self.url))
         while True:
             self._wait()
             response = self._exchange(request, self._timeout or timeout)
@@ -139,6 +156,7 @@ class Wire(BaseAdapter):
                 msg = f"{shown(self.url)}: status {response.status_code}"
                 raise BackendRateLimitedError(msg, retry_after=_reset_in(response))
         self._read = True
+        self._since[same] += 1
         if response.status_code >= 500 or response.status_code == 408:
             raise ScrapeError(f"status {response.status_code}", url=shown(self.url), status=response.status_code)
         return response
@@ -161,12 +179,23 @@ class Wire(BaseAdapter):
         try:
             response = self._lines.send(message, timeout, self._proxies)
             self._request.ack(response.status_code, response.headers, retry_after=_reset_in(response))
-            _ = response.content
+            _read(response)
             return response
         except RequestException as error:
             problem = _problem(error)
         # Not in there: the error may tell of a proxy, and would be the context of ours.
         raise ScrapeError(problem, url=shown(str(message.url)))
+
+
+def _read(response: Response) -> None:
+    """Read an answer to its end, unpacked, which may be a thousand times as much as was sent."""
+    body = bytearray()
+    for piece in response.iter_content(PIECE):
+        body += piece
+        if len(body) > LARGEST_ANSWER:
+            response.close()
+            raise ScrapeError(f"an answer of more than {LARGEST_ANSWER >> 20} MiB", url=shown(response.url))
+    response._content = bytes(body)  # noqa: SLF001 - it has no other way to be given one
 
 
 def _is_rejection(response: Response) -> bool:

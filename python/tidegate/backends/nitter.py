@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from tidegate import BackendQuota, BackendRateLimitedError, BackendRejectedError, ConfigError, Request, TidegateError
 from tidegate._outcome import PutBackError
 from tidegate._quota import count_of, seconds_of
+from tidegate._quote import shown as shown_target
 from tidegate.backends._address import refused, shown
 from tidegate.backends._items import Channel, Gathered, ItemBackend, ItemStream, items_of, target_of
 from tidegate.backends._nitter_page import Page, Refusal, RefusedError, Tweet, read_html, read_refusal, read_rss
@@ -41,6 +42,8 @@ LARGEST_PAGE = 1024 * 1024
 """Bytes of a page that are read; one of twenty tweets has a tenth of that."""
 LARGEST_ERROR = 64 * 1024
 """The same of an error page."""
+MOST_WITHHELD = 5
+"""Pages in a row without a tweet after which none is asked for any more: on a page, all may be withheld."""
 USER = re.compile(r"[A-Za-z0-9_]{1,50}")
 
 
@@ -277,10 +280,11 @@ class NitterBackend(ItemBackend):
         `rejections`: how many the mirror had given when this page was asked for.
         """
         status = response.status
+        base = shown(mirror)  # links of tweets are not to have its password in them
         try:
             if status >= 400:
                 raise _refused(response, read_refusal(body))
-            page = read_rss(body, mirror, response.headers.get("Min-Id")) if self._is_rss else read_html(body, mirror)
+            page = read_rss(body, base, response.headers.get("Min-Id")) if self._is_rss else read_html(body, base)
             self._news[mirror].accepted(rejections)
             return page
         except RefusedError as error:
@@ -325,6 +329,7 @@ class _Walk:
         self._target = target
         self._cursor: str | None = None
         self._seen: set[int] = set()
+        self._withheld = 0  # pages without a tweet, in a row
 
     @property
     def has_begun(self) -> bool:
@@ -352,8 +357,10 @@ class _Walk:
         since, seen = self._target.since, len(self._seen)
         self._seen.update(tweet.id for tweet in page.tweets)
         is_past = since is not None and page.reached is not None and page.reached < since
+        self._withheld = 0 if page.tweets else self._withheld + 1
         # A page without anything new would be followed by others for ever.
-        self.ended = page.cursor is None or len(self._seen) == seen or is_past
+        is_stale = self._withheld == MOST_WITHHELD or (bool(page.tweets) and len(self._seen) == seen)
+        self.ended = page.cursor is None or is_stale or is_past
         self._cursor = page.cursor
 
 
@@ -384,7 +391,7 @@ def _public(error: RefusedError, mirror: str, target: object) -> TidegateError:
         case Refusal.LIMITED:
             return BackendRateLimitedError(f"{shown(mirror)}: {error.said}")
         case Refusal.UNAVAILABLE:
-            return NitterTargetError(f"{target}: {error.said}")
+            return NitterTargetError(f"{shown_target(target)}: {error.said}")
         case _:
             return MirrorError(shown(mirror), error.said)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from tidegate import BackendQuota, BackendRejectedError, Request, TidegateError
+from tidegate import BackendQuota, BackendRejectedError, ConfigError, Request, TidegateError
 from tidegate._quota import count_of, seconds_of
 from tidegate.backends._address import refused, shown
 from tidegate.backends._items import ItemBackend, ItemStream, items_of, target_of
@@ -47,7 +47,8 @@ class SnscrapeBackend(ItemBackend):
             that gives them, as for a proxy by account. Without it those of the environment are used.
         message_timeout: Seconds that a server may take to accept a connection, and then between two pieces of its answer; None
             for snscrape's own, 10.
-        timeout: Longest attempt, in seconds, its waiting for the limits between two messages included; None for no end.
+        timeout: Longest attempt, in seconds, its waits for the limits between two messages included, and those of a stream for
+            who reads it; None for no end.
         **options: As for `Backend`.
 
     Raises:
@@ -98,8 +99,7 @@ class SnscrapeBackend(ItemBackend):
 
         scrape = self._wanted(target_of(request))
         items, most = items_of(request), self._max_items
-        proxies = self._proxies(request) if callable(self._proxies) else self._proxies
-        wire = Wire(request, self._lines, self._message_timeout, proxies)
+        wire = Wire(request, self._lines, self._message_timeout, self._proxies_of(request))
         scraper = self._made(scrape)
         wire.carry(scraper._session)  # noqa: SLF001 - it has no other way to be given one
         if self.quota.limits and hasattr(scraper, "_rate_limited_get"):
@@ -107,9 +107,14 @@ class SnscrapeBackend(ItemBackend):
             scraper._rate_limited_get = scraper._get  # noqa: SLF001
         try:
             if most is None or len(items) < most:
+                had: set[tuple[str, str]] = set()
                 for item in scraper.get_items():
-                    if not items.offer_blocking(request, (type(item).__name__, str(item)), item):
+                    key = type(item).__name__, str(item)
+                    if not items.offer_blocking(request, key, item):
                         return None
+                    if key not in had:
+                        had.add(key)
+                        wire.bore()
                     if most is not None and len(items) >= most:
                         break
         except TidegateError:
@@ -124,8 +129,19 @@ class SnscrapeBackend(ItemBackend):
             msg = f"{scrape.scraper} cannot read what it was sent: {type(error).__name__}: {error}"
             raise ScrapeError(msg, url=url) from error
         else:
-            return items.value
+            # Some scrapers log that there is no such user, and end as if it had no items.
+            if wire.status is None or wire.status < 400:
+                return items.value
+            failure = _failure(scrape, "", wire)
         raise failure
+
+    def _proxies_of(self, request: Request) -> Proxies | None:
+        if not callable(self._proxies):
+            return self._proxies
+        try:
+            return _checked_mapping(self._proxies(request))
+        except ConfigError as error:
+            raise BackendRejectedError(str(error)) from None
 
     def _wanted(self, target: object) -> Scrape:
         """What a target asks for, with the scraper's name."""
@@ -167,8 +183,12 @@ def _checked_arguments(arguments: object) -> Mapping[str, Any]:
 
 
 def _checked_proxies(proxies: object) -> Proxies | Callable[[Request], Proxies | None] | None:
-    if proxies is None or callable(proxies):
-        return proxies
+    return proxies if callable(proxies) else _checked_mapping(proxies)
+
+
+def _checked_mapping(proxies: object) -> Proxies | None:
+    if proxies is None:
+        return None
     if not isinstance(proxies, Mapping) or not all(isinstance(part, str) for pair in proxies.items() for part in pair):
         raise refused("proxies", type(proxies).__name__, "give a mapping such as {'https': 'http://proxy.example:8080'}")
     return dict(proxies)

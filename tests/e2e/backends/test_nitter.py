@@ -210,6 +210,27 @@ async def test_pages_without_end_end(serve):
     assert arrived == ["", "cursor=c1"]
 
 
+WITHHELD = '<div class="timeline-item"><div class="tweet-body"><div class="unavailable-box">Unavailable</div></div></div>'
+
+
+@pytest.mark.parametrize("withheld, messages", [(1, 3), (4, 6), (5, 6), (100, 6)])
+async def test_pages_whose_tweets_are_withheld_are_passed_over(withheld, messages, serve):
+    """The first page and the last one have a tweet; of those between them five at most are read."""
+    arrived = []
+
+    async def answer(request):
+        arrived.append(request.query_string)
+        shown = WITHHELD * 20 if 1 < len(arrived) <= withheld + 1 else item(Post(len(arrived)))
+        more = (
+            f'<div class="show-more"><a href="?cursor=c{len(arrived)}">Load more</a></div>' if len(arrived) < withheld + 2 else ""
+        )
+        return page(timeline(shown, more))
+
+    async with RateLimitScheduler([NitterBackend("nitter", [await serve(answer)])]) as scheduler:
+        assert ids((await scheduler.fetch("@ada")).value) == ([1, withheld + 2] if withheld < 5 else [1])
+    assert len(arrived) == messages
+
+
 async def test_replies_are_a_page_of_their_own(serve):
     paths = []
 
@@ -277,6 +298,16 @@ async def test_target_at_fault_is_told_at_once(form, status, body, said, serve):
     assert len(arrived) == 1
 
 
+async def test_search_that_is_too_long_is_told_in_short(serve):
+    async def answer(request):
+        return page(panel("Search input too long."), 400)
+
+    async with RateLimitScheduler([NitterBackend("nitter", [await serve(answer)])]) as scheduler:
+        error = await failure(scheduler, "x" * 2000)
+    assert str(error).endswith("…: Search input too long.")
+    assert len(str(error)) < 400
+
+
 @pytest.mark.parametrize(
     "status, body, reason",
     [
@@ -329,6 +360,7 @@ async def test_mirror_at_fault_is_retried_elsewhere(status, body, reason, site, 
         "<html/>",
         feed("<item><title>x</title></item>"),
         feed("").replace("<channel>", "<channel>&bomb;"),
+        timeline(item(Post(1, text="Instance has been rate limited."))),
     ],
 )
 async def test_what_is_no_feed_is_the_mirrors_fault(body, serve):
@@ -337,6 +369,18 @@ async def test_what_is_no_feed_is_the_mirrors_fault(body, serve):
 
     async with RateLimitScheduler([NitterBackend("nitter", [await serve(answer)], form="rss")], retry=ONCE) as scheduler:
         assert isinstance(await failure(scheduler, "@ada"), MirrorError)
+
+
+@pytest.mark.parametrize("date", ["Fri, 31 Dec 9999 23:59:59 -2300", f"Thu, 11 Sep 2025 12:31:05 +{'9' * 20}", "1 Jan 99999", ""])
+async def test_date_of_a_feed_that_is_none_is_that_of_the_number(date, serve):
+    entry = f"<item><link>http://n.example/ada/status/1966120000000000000</link><pubDate>{date}</pubDate></item>"
+
+    async def answer(request):
+        return page(feed(entry))
+
+    async with RateLimitScheduler([NitterBackend("nitter", [await serve(answer)], form="rss")], retry=ONCE) as scheduler:
+        (tweet,) = (await scheduler.fetch("@ada")).value
+    assert tweet.created_at == datetime(2025, 9, 11, 12, 41, 51, 400000, tzinfo=UTC)
 
 
 async def test_feed_reads_no_entity(serve, tmp_path):
@@ -405,6 +449,16 @@ async def test_words_of_a_tweet_are_no_message_of_the_mirror(site, mirror_of):
         assert (await scheduler.fetch("@ada")).value[0].text == said
 
 
+async def test_words_of_a_tweet_on_an_error_page_are_no_message_of_the_mirror(site, mirror_of):
+    async def instead(request):
+        return page(timeline(item(Post(1, text="Instance has been rate limited."))), 500)
+
+    mirror = await mirror_of(site, instead)
+    async with RateLimitScheduler([NitterBackend("nitter", [mirror.url])], retry=ONCE) as scheduler:
+        assert isinstance(await failure(scheduler, "@ada"), MirrorError)
+        assert scheduler.snapshot().backends["nitter"].rejected == 0
+
+
 async def test_redirects_are_charged_and_a_ring_is_the_mirrors_fault(site, mirror_of):
     site.timelines["ada"] = posts(3)
 
@@ -448,6 +502,16 @@ async def test_no_message_shows_a_password(site, mirror_of):
     async with RateLimitScheduler([backend], retry=ONCE) as scheduler:
         error = await failure(scheduler, "@ada")
     assert "word" not in f"{backend!r} {error!r} {vars(error)}"
+
+
+@pytest.mark.parametrize("form", ["html", "rss"])
+async def test_media_shows_no_password(form, site, mirror_of):
+    site.timelines["ada"] = [Post(1, text="x", picture="media/F1.jpg")]
+    mirror = await mirror_of(site)
+    backend = NitterBackend("nitter", [mirror.url.replace("http://", "http://user:word@")], form=form)
+    async with RateLimitScheduler([backend]) as scheduler:
+        (tweet,) = (await scheduler.fetch("@ada")).value
+    assert tweet.media[0].startswith(f"{mirror.url}/pic/")
 
 
 MARKS = st.sampled_from(

@@ -4,6 +4,7 @@ Behind nginx, which judges: what `limit_req` allows is kept to the message. Ever
 """
 
 import asyncio
+import gzip
 import json
 import logging
 import re
@@ -635,6 +636,76 @@ async def test_who_does_not_exist_is_not_asked_for_again(service, serve):
     assert isinstance(failed.__cause__, BackendRejectedError)
     assert "twitter-profile: User unavailable" in str(failed.__cause__)
     assert len(failed.attempts) == 1
+
+
+@pytest.mark.parametrize(
+    "scraper, target",
+    [
+        ("telegram-channel", "nobody"),
+        ("mastodon-profile", "@nobody@mastodon.example"),
+        ("mastodon-toot", "https://mastodon.example/@nobody/1"),
+        ("facebook-user", "nobody"),
+        ("instagram-user", "nobody"),
+        ("vkontakte-user", "nobody"),
+        ("weibo-user", "nobody"),
+    ],
+)
+async def test_404_is_no_empty_list(scraper, target, service, serve):
+    """Most of these scrapers end without a word, as if there were no items."""
+    service.faults = {1: status(404), 2: status(404)}
+    backend = SnscrapeBackend("sns", scraper, "100/s", base_url=await serve(service.answer))
+    async with RateLimitScheduler([backend], retry=AGAIN) as scheduler:
+        failed = await failure(scheduler, target)
+    assert (failed.__cause__.status, len(failed.attempts)) == (404, 1)
+
+
+async def test_an_answer_without_end_is_left(service, serve):
+    """Packed it has 64 KiB."""
+    packed = gzip.compress(bytes(64 << 20))
+    service.faults = {1: lambda _: web.Response(body=packed, headers={"Content-Encoding": "gzip"})}
+    backend = SnscrapeBackend("sns", "telegram-channel", "100/s", base_url=await serve(service.answer))
+    async with RateLimitScheduler([backend], retry=ONCE) as scheduler:
+        failed = await failure(scheduler, "ada")
+        assert str(failed.__cause__) == "https://t.me/s/ada: an answer of more than 32 MiB"
+        assert len((await scheduler.fetch("ada")).value) == MANY
+
+
+async def test_pages_in_a_circle_are_left(service, serve):
+    """The second page leads to itself."""
+    ring = page('<a href="/s/ada?before=9" class="tme_messages_more" data-before="9"></a>' + telegram_post("ada", 9, "post 9"))
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        service.asked.append(request.path_qs)
+        return telegram(request) if "before" not in request.query else web.Response(body=ring.body, content_type="text/html")
+
+    backend = SnscrapeBackend("sns", "telegram-channel", base_url=await serve(answer))
+    async with RateLimitScheduler([backend], retry=ONCE) as scheduler:
+        failed = await failure(scheduler, "ada")
+    assert str(failed.__cause__) == "https://t.me/s/ada: 100 times nothing new: the pages lead in a circle"
+    assert len(service.asked) == 1 + 1 + 100
+
+
+async def test_pages_that_bring_nothing_for_long_are_no_circle(service, serve):
+    async def answer(request: web.Request) -> web.StreamResponse:
+        service.asked.append(request.path_qs)
+        left = 150 - len(service.asked)
+        more = f'<a href="/s/ada?before={left}" class="tme_messages_more" data-before="{left}"></a>'
+        return page(more if left else telegram_post("ada", 1, "post 1"))
+
+    backend = SnscrapeBackend("sns", "telegram-channel", base_url=await serve(answer))
+    async with RateLimitScheduler([backend], retry=ONCE) as scheduler:
+        assert texts((await scheduler.fetch("ada")).value) == ["https://t.me/s/ada/1"]
+    assert len(service.asked) == 150
+
+
+async def test_a_function_that_gives_no_proxies_is_said_once(service, serve):
+    backend = SnscrapeBackend(
+        "sns", "telegram-channel", "100/s", base_url=await serve(service.answer), proxies=lambda _: "http://user:s3cret@proxy"
+    )
+    async with RateLimitScheduler([backend], retry=AGAIN) as scheduler:
+        failed = await failure(scheduler, "ada")
+    assert "proxies='str': give a mapping" in str(failed)
+    assert (len(failed.attempts), service.asked) == (1, [])
 
 
 @pytest.mark.parametrize(
