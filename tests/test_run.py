@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tidegate import Backend, ConfigError, RequestFailedError, Retry, SchedulerClosedError, run
+from tidegate import Backend, ConfigError, HealthMonitor, LoadBalancer, RequestFailedError, Retry, SchedulerClosedError, run
 
 
 async def upper(request):
@@ -103,6 +103,9 @@ def test_options_of_the_scheduler():
         return repr(scheduler)
 
     assert "api" in run(main, BACKENDS, order="edf", capacity=1, isolation="task", seed=1)
+    assert "api" in run(main, BACKENDS, balancer=LoadBalancer(), health=HealthMonitor(enabled=False))
+    with pytest.raises(ConfigError, match="health='off'"):
+        run(main, BACKENDS, health="off")
     with pytest.raises(ConfigError, match="capacity=0"):
         run(main, BACKENDS, capacity=0)
 

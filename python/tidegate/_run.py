@@ -11,7 +11,9 @@ from typing import Any, Literal, TypeVar, overload
 
 from tidegate import _core
 from tidegate._backend import Backend
+from tidegate._balancer import LoadBalancer
 from tidegate._errors import ConfigError
+from tidegate._health import HealthMonitor
 from tidegate._interrupt import Interruption
 from tidegate._loops import runner
 from tidegate._options import Retry
@@ -34,6 +36,8 @@ def run(
     capacity: int = 1_000_000,
     retry: Retry = ...,
     isolation: Literal["worker", "task"] = "worker",
+    balancer: LoadBalancer | None = None,
+    health: HealthMonitor | None = None,
     seed: int | None = None,
 ) -> T: ...
 @overload
@@ -45,6 +49,8 @@ def run(
     capacity: int = 1_000_000,
     retry: Retry = ...,
     isolation: Literal["worker", "task"] = "worker",
+    balancer: LoadBalancer | None = None,
+    health: HealthMonitor | None = None,
     seed: int | None = None,
 ) -> T: ...
 @overload
@@ -56,6 +62,8 @@ def run(
     capacity: int = 1_000_000,
     retry: Retry = ...,
     isolation: Literal["worker", "task"] = "worker",
+    balancer: LoadBalancer | None = None,
+    health: HealthMonitor | None = None,
     seed: int | None = None,
     **options: Any,
 ) -> list[_core.Reply]: ...
@@ -67,6 +75,8 @@ def run(
     capacity: int = 1_000_000,
     retry: Retry = Retry(),  # noqa: B008 - frozen
     isolation: Literal["worker", "task"] = "worker",
+    balancer: LoadBalancer | None = None,
+    health: HealthMonitor | None = None,
     seed: int | None = None,
     **options: Any,
 ) -> object:
@@ -81,11 +91,14 @@ def run(
     Args:
         main: An `async def main(scheduler)`; or a plain function of the scheduler, which is run in a thread, where it may use
             `slot_blocking` and `submit_threadsafe`; or targets.
-        backends: As for `RateLimitScheduler`; so are `order`, `capacity`, `retry`, `isolation` and `seed`.
+        backends: As for `RateLimitScheduler`; so are `order`, `capacity`, `retry`, `isolation`,
+            `balancer`, `health` and `seed`.
         order: Which of the requests that wait goes next.
         capacity: Most requests pending at once.
         retry: How failed attempts are retried.
         isolation: Whether attempts have tasks of their own.
+        balancer: How a backend is chosen among several.
+        health: Whether and how a backend that fails is held back.
         seed: Of the random back-offs.
         **options: The options of each request but `backends`, when `main` is targets; each a value or a function of the target.
 
@@ -102,7 +115,16 @@ def run(
         >>> [reply.value for reply in run(["a", "b"], [Backend("api", fetch, "100/s")])]
         ['A', 'B']
     """
-    scheduler = RateLimitScheduler(backends, order=order, capacity=capacity, retry=retry, isolation=isolation, seed=seed)
+    scheduler = RateLimitScheduler(
+        backends,
+        order=order,
+        capacity=capacity,
+        retry=retry,
+        isolation=isolation,
+        balancer=balancer,
+        health=health,
+        seed=seed,
+    )
     return _run(scheduler, _work_of(main, options))
 
 
