@@ -14,6 +14,7 @@ from tidegate import (
     DeadlineExceededError,
     Ledger,
     Limit,
+    LoadBalancer,
     QueueFullError,
     RateLimitScheduler,
     RequestCancelledError,
@@ -325,6 +326,7 @@ async def test_ledger_is_exact_after_each_step(seed, length, concurrency, limite
         clock=clock,
         retry=Retry(attempts=ATTEMPTS, base=0, budget=1),
         isolation=isolation,
+        balancer=LoadBalancer("least_in_flight"),  # the model lets nobody go first who has more time left
     )
     async with scheduler:
         running = Program(scheduler, clock, model)
