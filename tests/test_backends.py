@@ -10,7 +10,6 @@ from tidegate import (
     BackendQuota,
     ConfigError,
     CostExceedsBurstError,
-    LoadBalancer,
     RateLimitScheduler,
     RequestFailedError,
     SchedulerClosedError,
@@ -140,8 +139,7 @@ async def test_removed_backend_drains_what_only_it_can_serve():
     clock = ManualClock()
     calls = []
     backends = [Backend("a", named(calls), "1/min"), Backend("b", named(calls), "1/min")]
-    in_order = LoadBalancer(strategy="least_in_flight")
-    async with RateLimitScheduler(backends, balancer=in_order, clock=clock) as scheduler:
+    async with RateLimitScheduler(backends, clock=clock) as scheduler:
         either = await scheduler.submit_many(range(3))
         only = [await scheduler.submit(n, backends=["a"]) for n in range(2)]
         await clock.advance(1)
