@@ -1031,3 +1031,20 @@ async def test_closing_waits_five_seconds_for_handlers_that_ignore_it(isolation,
     gate.set()
     await settled(scheduler)
     await until(lambda: scheduler.snapshot().workers == 0)
+
+
+async def test_a_backend_that_is_down_says_what_it_failed_with(caplog):
+    """Who has made a mistake in a handler reads it in the log, although the requests wait."""
+    clock = ManualClock()
+
+    async def handle(request):
+        return request.tarket
+
+    async with RateLimitScheduler([Backend("api", handle)], clock=clock) as scheduler:
+        await scheduler.submit_many(range(50))
+        await clock.run_for(1)
+        assert scheduler.snapshot().backends["api"].state == "down"
+        await scheduler.close()
+    (record,) = [record for record in caplog.records if "is down" in record.message]
+    assert "attempts failed, last with AttributeError" in record.message
+    assert "tarket" in record.message

@@ -257,6 +257,8 @@ class Driver:
             )
         elif event.kind == "backend_down":
             of = f"{event.failed} of {event.attempts} attempts failed" if event.failed else "it failed when it was tried again"
+            last = self._workers.failures.get(event.backend or "")
+            of += "" if last is None else f", last with {last}"
             logger.warning("%s is down (%s): nothing is sent to it for %.3g s, then one request", _name(event), of, event.seconds)
         elif event.kind in {"backend_recovering", "backend_up"}:
             logger.info("%s %s", _name(event), "answers again" if event.kind == "backend_recovering" else "is up again")

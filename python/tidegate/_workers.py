@@ -11,7 +11,7 @@ from typing import Any
 from tidegate import _core
 from tidegate._errors import BackendRejectedError, InternalError
 from tidegate._outcome import Classified, Outcome, PutBackError, UnsentError, verdict_of
-from tidegate._quote import shown
+from tidegate._quote import said, shown
 from tidegate._threads import StillRunningError
 
 logger = logging.getLogger("tidegate")
@@ -54,6 +54,8 @@ class Workers:
         self._context = context
         self._tasks: dict[int, WorkerTask] = {}
         self._parked: dict[int, asyncio.Future[None]] = {}
+        # By backend: what an attempt failed with last, in words.
+        self.failures: dict[str, str] = {}
 
     def hire(self, count: int) -> None:
         """Start workers."""
@@ -123,7 +125,7 @@ class Workers:
                 run = request._runner  # noqa: SLF001 - the request's other half; to call it on one line would look for a method
                 value = await run(request)
             except BaseException as error:  # noqa: BLE001 - nothing that a handler does ends the loop
-                if not self._settle(worker, error):
+                if not self._settle(worker, request.backend, error):
                     return
                 request = core.take(worker)
                 continue
@@ -138,7 +140,7 @@ class Workers:
         finally:
             del self._parked[worker]
 
-    def _settle(self, worker: int, error: BaseException) -> bool:
+    def _settle(self, worker: int, backend: str, error: BaseException) -> bool:
         """Report how an attempt failed. False when this worker's task may run nothing more."""
         finish = self._core.finish
         if error.__traceback__ is not None:
@@ -151,6 +153,8 @@ class Workers:
                     result = BackendRejectedError(f"classified as {error.outcome.name}: {shown(result)}")
                 verdict = verdict_of(result) if isinstance(result, BaseException) else None
                 status, headers = (verdict.status, verdict.headers) if verdict else (None, None)
+                if error.outcome is Outcome.FAILED and isinstance(result, BaseException):
+                    self.failures[backend] = f"{type(result).__name__}: {said(result)}"
                 finish(worker, error.outcome, result, status, headers)
             case UnsentError():
                 self._core.give_up(worker, error)
@@ -174,5 +178,7 @@ class Workers:
                 raise error
             case _:
                 outcome, status, headers, is_local = verdict_of(error)
+                if outcome is Outcome.FAILED:
+                    self.failures[backend] = f"{type(error).__name__}: {said(error)}"
                 finish(worker, outcome, error, status, headers, is_local)
         return True
