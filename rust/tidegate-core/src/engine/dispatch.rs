@@ -545,21 +545,12 @@ impl Engine {
     /// request.
     #[inline(always)]
     fn cause_changed(&mut self, now: Instant, account: u32, before: Option<Cause>, after: Option<Cause>) {
-        let changed = &self.accounts[account as usize];
-        let load = changed.load();
         let mut elsewhere = false;
-        for &id in &changed.backends {
-            let backend = &mut self.backends[usize::from(id)];
-            elsewhere |= !backend.elsewhere.is_empty();
-            if self.wards[(backend.first_ward + account - backend.accounts.all().start) as usize].barred {
-                continue;
-            }
-            let (was, is) = backend.accounts.change(account, load, before, after);
-            if was != is {
-                for &set in &backend.sets {
-                    self.sets[set as usize].change(now, was, is);
-                }
-                note_ready(&mut self.ready, id, is.is_none() && backend.wanted);
+        for nth in 0..self.accounts[account as usize].backends.len() {
+            let id = self.accounts[account as usize].backends[nth];
+            elsewhere |= !self.backends[usize::from(id)].elsewhere.is_empty();
+            if !self.wards[self.ward_of(id, account)].barred {
+                self.cause_changed_at(now, id, account, before, after);
             }
         }
         if after.is_none() && elsewhere {
@@ -568,6 +559,7 @@ impl Engine {
     }
 
     /// Tells one backend of an account, and its sets, what keeps it from taking anything there.
+    #[inline(always)]
     pub(super) fn cause_changed_at(&mut self, now: Instant, id: u16, account: u32, before: Option<Cause>, after: Option<Cause>) {
         let load = self.accounts[account as usize].load();
         let backend = &mut self.backends[usize::from(id)];
